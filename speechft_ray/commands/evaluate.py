@@ -13,20 +13,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from speechft_ray.commands.executors import OnDemandExecutor
 from speechft_ray.commands.labels import check_evaluation
-from speechft_ray.commands.parts import open_executor, plan_inputs
+from speechft_ray.commands.parts import plan_inputs
 from speechft_ray.commands.results import print_failures
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
-from speechft_ray.core.records import STAGES, Outcome, Place, read_scores
+from speechft_ray.core.records import STAGES, Job, Outcome, Place, read_scores
 from speechft_ray.core.specs import EvalSpec
+from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validate
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.manifest import find_manifest
 from speechft_ray.speech.synthesis.parts import PARTS
 from speechft_ray.stages.perform import publish_start
-from speechft_ray.storage.open import open_store
+from speechft_ray.storage.open import mark_storage, open_store
 from speechft_ray.superb.setup import check_patience
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
 from speechft_ray.sweep.plan import FBANK, PlanBuilder
@@ -120,21 +122,32 @@ def evaluate_tasks(
     missing = missing_jobs(keys, builder.jobs, store)
     failed: list[Outcome] = []
     if missing:
+        place = place.model_copy(update={"storage_id": mark_storage(store)})
         if merged:
             publish_start(place)
         console = console or Console()
-        executor = open_executor(address, place, console.print)
+        executor = OnDemandExecutor(address, place, console.print)
         display = _display(missing, console)
         scheduler = JobScheduler(executor, display, lambda outcome: None, stop)
         try:
             failed = [outcome for outcome in perform_jobs(missing, scheduler) if not outcome.ok]
         finally:
             executor.stop()
-        print_failures(failed)
-    return {
-        task: store.manifest("evaluate", key) if store.is_complete("evaluate", key) else None
-        for task, key in zip(tasks, keys, strict=True)
-    }
+    results: dict[str, Mapping[str, Any] | None] = {}
+    explained = {outcome.fingerprint for outcome in failed}
+    for task, key in zip(tasks, keys, strict=True):
+        is_there = store.look_again("evaluate", key)
+        results[task] = store.manifest("evaluate", key) if is_there else None
+        if not is_there and key not in explained:
+            failed.append(_make_loss(builder.jobs[key], store))
+    print_failures(failed)
+    return results
+
+
+def _make_loss(job: Job, store: Store) -> Outcome:
+    """Returns the outcome of a job that has ended well and whose unit is not in the store."""
+    error = f"its result is no longer in {store.address}: give the same command again"
+    return Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label, error=error)
 
 
 def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], console: Console) -> None:

@@ -42,6 +42,7 @@ from speechft_ray.storage.address import is_url
 from speechft_ray.storage.open import open_store
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import Plan
+from speechft_ray.sweep.plan_file import write_plan
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run, run_jobs
 
@@ -105,6 +106,7 @@ class MergeSearch:
         self._observer = observer
         run_search(self.search, self.store, scheduler, proposer, observer)
         self._select(observer, publisher)
+        write_plan(self.plan, self.place, self.store, self.search.jobs)  # gc keeps what a plan has
         missing = jobs_to_run(self.plan, self.store)
         for stage in ("corpus", "finetune", "merge", "evaluate"):
             display.set_remaining(stage, sum(job.stage == stage for job in missing.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,7 @@ from speechft_ray.commands.status_writer import StatusWriter
 from speechft_ray.commands.trackers import DEFAULT_TRACKERS, open_trackers
 from speechft_ray.commands.verification import list_verification_jobs
 from speechft_ray.core.closed_output import survive_closed_output
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
@@ -49,7 +50,7 @@ from speechft_ray.sweep.labels import choose_report_folder
 from speechft_ray.sweep.lock import hold_lock
 from speechft_ray.sweep.mending import set_damaged_aside
 from speechft_ray.sweep.plan import Plan, make_plan
-from speechft_ray.sweep.plan_file import write_plan
+from speechft_ray.sweep.plan_file import read_plan, write_plan
 from speechft_ray.sweep.protocols import Progress
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
@@ -151,6 +152,7 @@ class MergeList:
         verified = add_verified(self.plan, self.store, self._inputs)
         if len(verified.rows) > len(self.plan.rows):
             self.plan = verified
+            write_plan(verified, self.place, self.store)  # gc keeps what a plan has
             publisher.set_plan(verified)
             missing = jobs_to_run(verified, self.store)
             for stage in STAGES:
@@ -255,7 +257,8 @@ def _run(
         stack.enter_context(_hold_lock(sweep, stop))
         stack.enter_context(store.keep_records())
         planned = sweep.plan
-        write_plan(planned, place, store, {job.fingerprint: job for job in sweep.tunings})
+        tunings = {job.fingerprint: job for job in sweep.tunings}
+        write_plan(planned, place, store, {**_read_earlier_jobs(sweep), **tunings})
         # Before the display counts what is done.
         set_damaged_aside(sweep.plan, store, _print_note)
         report = keep_both(sweep, report, _print_note)
@@ -343,33 +346,44 @@ def write_report_again(
 
     With ``as_json`` the results are printed as one JSON object, and notes to standard error.
     """
-    place, store = sweep.place, sweep.store
-    if not store.is_writable():
+    store = sweep.store
+    is_writable = store.is_writable()
+    if not is_writable:
         _print_note("the storage can only be read: the report is written, nothing is tracked.")
         trackers = ()
     opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
     note = Console(stderr=as_json).print
     report = keep_both(sweep, report, _print_note)
-    records = read_invocations(store, sweep.fingerprint)
-    info = describe_sweep(sweep.plan, store, records[-1] if records else None)
-    publisher = Publisher(sweep.plan, store, opened, note, sweep.tunings, info)
-    publisher.start()
-    sweep.replay(publisher)
-    failures = read_failures(store, sweep.fingerprint)
-    for outcome in failures:
-        publisher.log_outcome(outcome)
-    status = "failed" if failures else "stopped"
-    status = "finished" if is_finished(sweep.plan, store) else status
-    findings = sweep.findings()
-    _write_final_plan(sweep, findings)
-    data, how_to_open = publish_results(
-        sweep.plan, store, publisher, report, failures, status, place, findings
-    )
+    with store.keep_records() if is_writable else nullcontext():
+        records = read_invocations(store, sweep.fingerprint)
+        info = describe_sweep(sweep.plan, store, records[-1] if records else None)
+        publisher = Publisher(sweep.plan, store, opened, note, sweep.tunings, info)
+        publisher.start()
+        sweep.replay(publisher)
+        failures = read_failures(store, sweep.fingerprint)
+        for outcome in failures:
+            publisher.log_outcome(outcome)
+        status = "failed" if failures else "stopped"
+        status = "finished" if is_finished(sweep.plan, store) else status
+        findings = sweep.findings()
+        _write_final_plan(sweep, findings)
+        data, how_to_open = publish_results(
+            sweep.plan, store, publisher, report, failures, status, sweep.place, findings
+        )
     if as_json:
         print_json(describe_report(data, report, how_to_open))
     else:
         print_results(data, report, how_to_open, store.address)
         print_failures(failures)
+
+
+def _read_earlier_jobs(sweep: Sweep) -> Mapping[str, Job]:
+    """Returns the jobs of the plan that earlier runs of a search left, with the merges that they
+    selected, which ``gc`` is to keep; none where they left none that can be read."""
+    with suppress(UserError):
+        if sweep.spec.search is not None:
+            return read_plan(sweep.store, sweep.fingerprint).plan.jobs
+    return {}
 
 
 def _write_final_plan(sweep: Sweep, findings: SearchResults | None) -> None:

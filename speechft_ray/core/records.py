@@ -73,6 +73,13 @@ class Job(Record):
     a job makes."""
     resources: ResourceRequest = ResourceRequest()
 
+    @property
+    def work_key(self) -> str:
+        """Fingerprint of the unit whose unfinished work this job goes on with: a rung of a search
+        leaves its own to the whole evaluation."""
+        pause: Any = self.payload.get("pause")
+        return str(pause["evaluation"]) if pause else self.fingerprint
+
 
 class Score(Record):
     """One metric of one evaluation; ``values`` has one number per probe seed."""

@@ -69,9 +69,10 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
         torch.set_num_threads(max(1, int(job.resources.cpus)))
         try:
             _STAGES[job.stage](job, place, store, report)
-            store.clear_work(job.stage, job.fingerprint)
+            if job.work_key == job.fingerprint:
+                store.clear_work(job.stage, job.work_key)
         finally:
-            store.end_work(job.stage, job.fingerprint)
+            store.end_work(job.stage, job.work_key)
     return store.manifest(job.stage, job.fingerprint)
 
 
@@ -240,7 +241,6 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
             return
     dev_only = job.payload.get("splits") == ["dev"]
-    # A rung of a search leaves its state to the whole evaluation.
     pause: dict[str, Any] = job.payload.get("pause") or {}  # type: ignore[assignment]
     facts |= evaluate_folds(
         spec,
@@ -250,7 +250,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         report,
         caches=caches,
         dev_only=dev_only,
-        work=store.work_folder("evaluate", pause.get("evaluation", job.fingerprint)),
+        work=store.work_folder("evaluate", job.work_key),
         pause_at=pause.get("update"),
         predicted_from=_open_line(job.payload.get("predicted"), store, caches),
         compared_with=_open_line(job.payload.get("compared"), store, caches),

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,14 +33,21 @@ State = tuple[int, int]
 class Mirror:
     """Files below a folder and their copies below the same prefix of a bucket.
 
-    Writers must replace files as a whole. Files whose names begin with a dot are left out.
+    Writers must replace files as a whole. Files whose names begin with a dot are left out. The
+    folder is a cache: losing it, or a part of it, costs the bucket nothing.
     """
 
-    def __init__(self, bucket: Bucket, root: Path, folders: Sequence[str]) -> None:
-        """``folders``: paths below ``root``, and prefixes of the bucket."""
+    def __init__(
+        self, bucket: Bucket, root: Path, folders: Sequence[str], *, removes: bool = False
+    ) -> None:
+        """``folders``: paths below ``root``, and prefixes of the bucket. ``removes``: whether files
+        that are gone here are removed there (see ``push``)."""
         self._bucket, self._root, self._folders = bucket, root, folders
+        self._removes = removes
         self._sent: dict[str, State] = {}
         """Files of which the bucket has this state."""
+        self._own: set[str] = set()
+        """Those of them that were sent from here."""
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,10 +74,17 @@ class Mirror:
                 if key not in self._sent and is_old and self._bucket.find(key) is None:
                     path.unlink()
 
-    def push(self) -> None:
-        """Sends new and changed files, then removes those from the bucket that are gone here."""
+    def push(self) -> bool:
+        """Sends new and changed files; returns whether every folder could be read. Raises
+        ``UserError`` and ``OSError``.
+
+        Where the mirror ``removes``, those that are gone here are then removed from the bucket, as
+        a job removes an old state once it has saved another. So one that was sent from here must
+        still be here, and every folder must be readable: else the cache may have been removed.
+        """
         there: set[str] = set()
-        for path in self._list_files():
+        errors: list[OSError] = []
+        for path in self._list_files(errors.append):
             key = path.relative_to(self._root).as_posix()
             with suppress(FileNotFoundError):  # replaced or removed meanwhile
                 state = _read_state(path)
@@ -78,28 +92,29 @@ class Mirror:
                 if self._sent.get(key) != state:
                     self._bucket.upload(key, path)
                     self._sent[key] = state
-        gone = self._sent.keys() - there
-        self._bucket.remove(gone)
-        for key in gone:
-            del self._sent[key]
+                    self._own.add(key)
+        if self._removes and not errors and self._own & there:
+            gone = self._sent.keys() - there
+            self._bucket.remove(gone)
+            self._own -= gone
+            for key in gone:
+                del self._sent[key]
+        for error in errors:
+            if not isinstance(error, FileNotFoundError):
+                _log.warning("files of this node were not sent: %s", error)
+        return not errors
 
     def start(self) -> None:
         """Sends in a thread from now on."""
         self._thread = threading.Thread(target=self._run, name="speechft-mirror", daemon=True)
         self._thread.start()
 
-    def stop(self, *, push: bool = True) -> None:
-        """Ends the thread, after everything was sent where ``push``."""
+    def stop(self, *, push: bool = True) -> bool:
+        """Ends the thread, after everything was sent where ``push``; returns whether it was."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        if push:
-            self._push_or_log()
-
-    def remove(self) -> None:
-        """Removes the copies."""
-        self._bucket.remove(self._sent.keys())
-        self._sent.clear()
+        return push and self._push_or_log()
 
     def _run(self) -> None:
         seconds = 0.0
@@ -108,15 +123,18 @@ class Mirror:
             self._push_or_log()
             seconds = time.monotonic() - began
 
-    def _push_or_log(self) -> None:
+    def _push_or_log(self) -> bool:
         try:
-            self.push()
+            return self.push()
         except (UserError, OSError) as error:
             _log.warning("files of this node were not sent: %s", error)
+            return False
 
-    def _list_files(self) -> Iterator[Path]:
+    def _list_files(self, on_error: Callable[[OSError], object] | None = None) -> Iterator[Path]:
+        """Yields the files; ``on_error`` gets the reason for each folder that cannot be read, which
+        is passed over."""
         for folder in self._folders:
-            for place, inner, names in os.walk(self._root / folder):
+            for place, inner, names in os.walk(self._root / folder, onerror=on_error):
                 inner[:] = [name for name in inner if not name.startswith(".")]
                 yield from (Path(place) / name for name in names if not name.startswith("."))
 

@@ -6,13 +6,13 @@ complete when its manifest is there, which is written last and only where there 
 
 from __future__ import annotations
 
+import json
 import os
-import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from speechft_ray.core.lease import LeasePlace
 from speechft_ray.core.store import DAMAGED, LOCKS, MANIFEST, WORK, Entry, Store
 from speechft_ray.storage.bucket import Bucket, Item
 from speechft_ray.storage.lease import BucketLease
-from speechft_ray.storage.local_copies import LocalCopies
+from speechft_ray.storage.local_copies import LocalCopies, has_size, read_content
 from speechft_ray.storage.mirror import Mirror, download_file
+from speechft_ray.storage.unfinished_work import UnfinishedWork
 from speechft_ray.storage.unit_index import Unit, UnitIndex, make_key
 
 RECORDS = ("plans", "provenance", "status", "sweeps", "trackers")
@@ -57,8 +58,7 @@ class ObjectStore(Store):
         self.bucket, self.identity = bucket, identity
         self._copies = LocalCopies(root, budget_bytes)
         self._index = UnitIndex(bucket)
-        self._work: dict[Unit, Mirror] = {}
-        self._lock = threading.Lock()
+        self._unfinished = UnfinishedWork(bucket, root)
 
     @property
     def address(self) -> str:
@@ -131,7 +131,7 @@ class ObjectStore(Store):
         missing = {
             name: facts
             for name, facts in files.items()
-            if not _has_size(local / name, facts["bytes"])
+            if not has_size(local / name, facts["bytes"])
         }
         if missing:
             self._copies.make_room(sum(facts["bytes"] for facts in missing.values()))
@@ -141,40 +141,42 @@ class ObjectStore(Store):
 
     @contextmanager
     def publish(self, stage: str, fingerprint: str, facts: Mapping[str, Any]) -> Iterator[Path]:
-        """Publishes in the folder of this node, as ``Store`` does, then sends the files and at last
-        the manifest. Where another worker was first, its unit counts."""
-        unit = (stage, fingerprint)
-        self._discard_copy(unit)  # of a unit that the bucket no longer has, or not yet
+        """Sends the files of the folder and at last the manifest, and keeps the folder as the copy
+        of this node. Where another worker was first, its unit counts."""
         with super().publish(stage, fingerprint, facts) as folder:
             yield folder
-        self._send(unit)
+
+    def _rename(self, temporary: Path, final: Path) -> None:
+        """Sends from the folder that no other worker has: others of this node may replace or read
+        the copy meanwhile. One that is there is older, unless it was fetched since it was sent."""
+        unit = (final.parent.name, final.name)
+        if not self._send(unit, temporary):
+            return
+        content = read_content(temporary / MANIFEST)
+        if read_content(final / MANIFEST) != content:
+            self._discard_copy(unit)
+            with suppress(OSError):  # another process of this node fetches it just now
+                super()._rename(temporary, final)
+        if read_content(final / MANIFEST) == content:
+            self._index.note_manifest(unit, None)
 
     def work_folder(self, stage: str, fingerprint: str) -> Path:
         """Returns a folder with what an earlier try saved, on whatever node; from now on its files
         are sent while the job runs."""
         folder = super().work_folder(stage, fingerprint)
-        unit = (stage, fingerprint)
-        with self._lock:
-            if unit not in self._work:
-                mirror = Mirror(self.bucket, self.root, [_work_key(unit)])
-                mirror.pull()
-                mirror.start()
-                self._work[unit] = mirror
+        self._unfinished.open(_work_key((stage, fingerprint)))
         return folder
 
     def clear_work(self, stage: str, fingerprint: str) -> None:
-        """Removes the unfinished work of a unit that is complete, here and in the bucket."""
-        mirror = self._work.pop((stage, fingerprint), None)
-        if mirror is not None:
-            mirror.stop(push=False)
-            mirror.remove()
+        """Removes the unfinished work of a unit, here and in the bucket."""
+        self._unfinished.clear(_work_key((stage, fingerprint)))
         super().clear_work(stage, fingerprint)
 
     def end_work(self, stage: str, fingerprint: str) -> None:
-        """Sends what was saved last."""
-        mirror = self._work.pop((stage, fingerprint), None)
-        if mirror is not None:
-            mirror.stop()
+        """Sends what was saved last. The copy of this node goes then: the next job fetches it anew,
+        and whoever clears it may be on another node."""
+        if self._unfinished.end(_work_key((stage, fingerprint))):
+            super().clear_work(stage, fingerprint)
 
     # Damage
 
@@ -303,17 +305,17 @@ class ObjectStore(Store):
 
     # Parts
 
-    def _send(self, unit: Unit) -> None:
-        local = self._path(*unit)
+    def _send(self, unit: Unit, folder: Path) -> bool:
+        """Sends a unit; returns whether it counts: no other worker was first."""
         if not self.look_again(*unit):
-            for name in super().manifest(*unit)["files"]:
-                self.bucket.upload(make_key(unit, name), local / name)
-            content = (local / MANIFEST).read_bytes()
+            content = (folder / MANIFEST).read_bytes()
+            for name in json.loads(content)["files"]:
+                self.bucket.upload(make_key(unit, name), folder / name)
             if self.bucket.write(make_key(unit, MANIFEST), content, new=True) is not None:
-                self._index.note_manifest(unit, None)
-                return
+                return True
             self.look_again(*unit)
-        self._discard_copy(unit)  # another worker was first, and its numbers count
+        self._index.fetched.discard(unit)  # the copy of this node may be an older one
+        return False
 
     def _fetch_manifest(self, unit: Unit) -> None:
         """Fetches a manifest; files of an earlier unit with other content are removed."""
@@ -323,7 +325,7 @@ class ObjectStore(Store):
             self._index.forget(unit)
             return  # reading it says so
         path = local / MANIFEST
-        before = path.read_bytes() if path.is_file() else None
+        before = read_content(path)
         if before != there[0]:
             if before is not None:
                 self._discard_copy(unit)
@@ -357,7 +359,7 @@ class ObjectStore(Store):
         item, path = self._index.find_manifest(unit), self._path(*unit) / MANIFEST
         if unit in self._index.fetched:
             return unit[0] not in SMALL_STAGES
-        if item is None or not _has_size(path, item.size):
+        if item is None or not has_size(path, item.size):
             return False
         if abs(path.stat().st_mtime - item.modified) > 1e-3:
             return False
@@ -389,10 +391,3 @@ def _measure(name: str, items: Sequence[Item]) -> Entry:
 
 def _work_key(unit: Unit) -> str:
     return f"{WORK}/{unit[0]}-{unit[1]}"
-
-
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import speechft_ray
 from speechft_ray.api.results import SweepResults
-from speechft_ray.commands import evaluate, parts
+from speechft_ray.commands import executors, parts
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.store import Store
@@ -28,7 +28,7 @@ def fail_to_open(*arguments: object, **more: object) -> None:
 @pytest.fixture(autouse=True)
 def _compute_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "open_executor", fail_to_open)
-    monkeypatch.setattr(evaluate, "open_executor", fail_to_open)
+    monkeypatch.setattr(executors, "open_executor", fail_to_open)
 
 
 def run_small_sweep(home: Path, storage: Path) -> SweepResults:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from speechft_ray.cli import main
-from speechft_ray.commands import unused
+from speechft_ray.commands import results, search, unused
+from speechft_ray.commands import sweep as commands
+from speechft_ray.commands.parts import resolve_place
 from speechft_ray.commands.stored import list_sweeps
 from speechft_ray.commands.unused import measure_use
 from speechft_ray.core.errors import UserError
@@ -18,6 +23,9 @@ from speechft_ray.core.records import Job
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import read_record
 from speechft_ray.sweep.claims import UnitClaims
+from speechft_ray.sweep.mending import set_damaged_aside
+from speechft_ray.sweep.scheduler import run_jobs
+from speechft_ray.sweep.space_file import read_space
 
 
 def list_paths(storage: Path) -> set[str]:
@@ -138,6 +146,38 @@ def test_what_a_running_sweep_needs_stays(
     (storage_copy / "plans" / f"{fingerprint}.json").unlink()
     with pytest.raises(UserError, match="what it needs is not known"):
         measure_use(store)
+
+
+def test_what_a_search_selects_is_needed_while_it_runs(
+    finished_storage: Path, storage_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an earlier run, which was killed before it had a record, from the start."""
+    home, store = finished_storage.parent, Store(storage_copy)
+    unneeded: list[list[str]] = []
+    (storage_copy / "sweeps" / "small-search.json").unlink()
+
+    def look(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            unneeded.append([item.what for item in measure_use(store, hours=0).unused])
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(commands, "open_trackers", lambda *_: [])
+    monkeypatch.setattr(results, "write_report", lambda *_: None)
+    monkeypatch.setattr(commands, "set_damaged_aside", look(set_damaged_aside))
+    monkeypatch.setattr(search, "run_jobs", look(run_jobs))
+    spec = read_space(Path(__file__).parents[1] / "identity" / "small_search.yaml")
+    place = resolve_place(
+        spec,
+        storage=storage_copy,
+        encoder=str(home / "start.safetensors"),
+        manifest=home / "recordings" / "manifest.tsv",
+        cpu=True,
+    )
+    sweep = commands.open_sweep(spec, place)
+    assert commands.run(sweep, None, tmp_path / "report", None, threading.Event()) == []
+    assert unneeded == [[], []]
 
 
 def test_a_sweep_that_starts_meanwhile_is_seen(

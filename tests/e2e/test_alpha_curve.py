@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,8 +14,11 @@ from speechft_ray.commands import sweep as commands
 from speechft_ray.commands.parts import resolve_place
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.store import Store
+from speechft_ray.sweep.plan import Plan
+from speechft_ray.sweep.plan_file import read_plan
 from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.rows import FEATURE_ERROR, read_rows
+from speechft_ray.sweep.scheduler import run_jobs
 from tests.identity.recordings import write_recordings
 
 
@@ -34,9 +38,17 @@ def test_a_curve_is_predicted_verified_and_reported(
     )
 
     sweep = commands.open_sweep(spec, place)
+    performed: list[bool] = []
+
+    def look(plan: Plan, *arguments: Any) -> None:
+        performed.append(plan.jobs.keys() <= read_plan(store, plan.fingerprint).plan.jobs.keys())
+        run_jobs(plan, *arguments)
+
+    monkeypatch.setattr(commands, "run_jobs", look)
     planned = [job.key for job in sweep.list_planned_jobs()]
     assert planned[-2:] == ["verified 0", "verified 0 label"]
     assert commands.run(sweep, None, tmp_path / "report", None, threading.Event()) == []
+    assert performed == [True, True]  # gc keeps what the stored plan has, also while it runs
 
     # Alphas 0, 0.5 and 1 are encodings; of the four between them one is verified.
     rows = read_rows(sweep.plan, store)

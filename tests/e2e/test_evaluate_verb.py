@@ -4,14 +4,18 @@ again from the store."""
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from speechft_ray.cli import main
-from speechft_ray.core.records import read_scores
+from speechft_ray.commands import executors, parts
+from speechft_ray.core.records import Job, Place, read_scores
+from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
+from speechft_ray.stages.perform import perform
 from tests.speech.layouts import iemocap, voxceleb1
 from tests.speech.toy_models import toy_hubert
 
@@ -111,3 +115,50 @@ def test_bad_input_is_reported(
 def test_a_missing_folder_is_reported(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(home, "sid", corpus="missing") == 2
     assert "missing" in capsys.readouterr().err
+
+
+def test_a_node_without_the_mount_is_the_reason(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its worker says done, and the result is in another folder."""
+    (tmp_path / "node").mkdir()
+    places: list[Place] = []
+
+    def perform_elsewhere(job: Job, place: Place, report: Any) -> Any:
+        places.append(place)
+        return perform(job, place.model_copy(update={"storage": str(tmp_path / "node")}), report)
+
+    monkeypatch.setattr(parts, "perform", perform_elsewhere)
+    monkeypatch.setattr(executors, "CONFIRM_SECONDS", 0.0)
+    options = ("--encoder", "fbank", "--updates", "4")
+    assert evaluate(home, "sid", *options, corpus="vox") == 1
+    assert "does not appear here: the worker's node sees another folder" in capsys.readouterr().err
+    # A worker that compares it with the marker of its own folder refuses the job before.
+    identity = json.loads((home / "runs" / "storage.json").read_text())["id"]
+    assert {place.storage_id for place in places} == {identity}
+
+
+def test_a_result_that_appears_late_is_waited_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients of NFS may say for a while that a file is not there."""
+
+    def perform_unseen(job: Job, place: Place, report: Any) -> Any:
+        facts = perform(job, place, report)
+        folder = Store(Path(place.storage)).folder(job.stage, job.fingerprint)
+        hidden = folder.rename(folder.with_name(f".{folder.name}"))
+        threading.Timer(0.3, hidden.rename, [folder]).start()
+        return facts
+
+    monkeypatch.setattr(parts, "perform", perform_unseen)
+    assert evaluate(home, "sid", "--encoder", "fbank", "--updates", "5", corpus="vox") == 0
+    assert any(facts["spec"]["updates"] == 5 for facts in facts_of(home, "sid"))
+
+
+def test_a_result_that_is_gone_is_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parts, "perform", lambda job, place, report: {})
+    monkeypatch.setattr(executors.OnDemandExecutor, "_check_store", lambda _, outcome, __: outcome)
+    assert evaluate(home, "sid", "--encoder", "fbank", "--updates", "6", corpus="vox") == 1
+    assert "failed: evaluate sid" in capsys.readouterr().err

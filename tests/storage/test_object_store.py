@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,47 @@ def test_of_two_workers_with_one_unit_the_first_counts(
         publish(second, "evaluate", "abc", b"", by="second")
     assert first.manifest("evaluate", "abc")["by"] == "second"
     assert second.manifest("evaluate", "abc")["by"] == "second"
+
+
+def test_two_workers_of_one_node_make_one_unit_and_neither_takes_the_files_of_the_other(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two sweeps do that need the same merge."""
+    first, second = (open_on("node", url, tmp_path, monkeypatch) for _ in range(2))
+    assert first is not second and first.root == second.root
+    upload, name = first.bucket.upload, "encoder.safetensors"
+    with ExitStack() as stack:
+        begun: list[Path] = []
+
+        def upload_late(key: str, path: Path) -> None:
+            if not begun:
+                begun.append(stack.enter_context(second.publish("merge", "abc", {})))
+            upload(key, path)
+
+        monkeypatch.setattr(first.bucket, "upload", upload_late)
+        publish(first, "merge", "abc", b"weights", by="first")
+        copy = (first.folder("merge", "abc") / name).stat()
+        (begun[0] / name).write_bytes(b"weights")
+    for store in (first, second, open_on("other", url, tmp_path, monkeypatch)):
+        assert store.manifest("merge", "abc")["by"] == "first"
+        assert (store.folder("merge", "abc") / name).read_bytes() == b"weights"
+    # Somebody may be reading it.
+    assert (first.folder("merge", "abc") / name).stat().st_ino == copy.st_ino
+    assert [path.name for path in (first.root / "merge").iterdir()] == ["abc"]
+
+
+def test_a_unit_that_was_removed_from_the_bucket_is_not_sent_from_an_old_copy(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = open_on("node", url, tmp_path, monkeypatch)
+    publish(node, "merge", "abc", b"older", version=1)
+    node.bucket.remove([item.key for item in node.bucket.list("merge/")])  # by a person
+    again = open_on("node", url, tmp_path, monkeypatch)
+    publish(again, "merge", "abc", b"newer", version=2)
+    for store in (again, open_on("other", url, tmp_path, monkeypatch)):
+        assert store.manifest("merge", "abc")["version"] == 2
+        content = (store.folder("merge", "abc") / "encoder.safetensors").read_bytes()
+        assert content == b"newer"
 
 
 def test_damage_is_found_when_a_unit_is_read_and_it_is_set_aside(

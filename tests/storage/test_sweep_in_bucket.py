@@ -113,6 +113,32 @@ def test_the_verbs_read_a_bucket(
     assert len(bucket.list("damaged/")) == 2
 
 
+def test_a_report_leaves_plan_and_winner_in_the_bucket(
+    bucket: Bucket,
+    url: str,
+    finished_storage: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after an upgrade: the command that it prints then works on every node."""
+    monkeypatch.setattr(commands, "open_trackers", lambda *_: [])
+    monkeypatch.setattr(results, "write_report", lambda *_: None)
+    monkeypatch.setattr(mirror, "REMOVED_SECONDS", 0.0)  # as if it were 10 minutes later
+    home = finished_storage.parent
+    records = [item.key for name in ("plans", "sweeps") for item in bucket.list(f"{name}/")]
+    bucket.remove(records)
+    spec = read_space(SPACE)
+    encoder, manifest = home / "start.safetensors", home / "recordings" / "manifest.tsv"
+    place = resolve_place(spec, storage=url, encoder=str(encoder), manifest=manifest, cpu=True)
+    sweep = commands.open_sweep(spec, place, is_to_run=False)
+    commands.write_report_again(sweep, tmp_path / "report", None)
+    export = ["export", "small-sweep", "--to", "safetensors", "--storage", url]
+    for node in ("node", "other"):
+        monkeypatch.setenv("SPEECHFT_CACHE", str(tmp_path / node))
+        opening._open_bucket.cache_clear()
+        assert main([*export[:2], str(tmp_path / f"{node}.safetensors"), *export[2:]]) == 0
+
+
 def test_gc_removes_from_a_bucket_what_no_sweep_needs(
     bucket: Bucket, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
