@@ -148,7 +148,7 @@ class RayExecutor:
             self._start(job)
 
     def _start(self, job: Job) -> None:
-        share = self._shares.of(self._widen(job))
+        share = self._choose_share(job)
         options = task_options(share)
         if self._unfit:
             options["label_selector"] = {**share.labels, **avoid_nodes(self._unfit)}
@@ -161,15 +161,23 @@ class RayExecutor:
         self._tasks[job.fingerprint] = reference
         reference.future().add_done_callback(lambda future: self._end_task(job, future))
 
+    def _choose_share(self, job: Job) -> ResourceRequest:
+        """Returns what a job asks for now: more CPUs after memory ran out, where a node has them,
+        and never fewer than at first."""
+        share, wide = self._shares.of(job.resources), self._shares.of(self._widen(job))
+        return wide if wide.cpus > share.cpus and self._shares.eligible_nodes(wide) else share
+
     def _widen(self, job: Job) -> ResourceRequest:
         """Returns what a job asks for: after memory ran out, more CPUs, so that fewer jobs run
-        beside it; its last attempt gets a node for itself."""
+        beside it; its last attempt gets a node for itself. Nobody asked for those CPUs: they are
+        cut to what a node has."""
         times = self._losses.out_of_memory(job.fingerprint)
         if not times:
             return job.resources
         last = self._losses.number(job.fingerprint) >= self._losses.retries
         cpus = WHOLE_NODE if last else max(1.0, job.resources.cpus) * 2**times
-        return job.resources.model_copy(update={"cpus": cpus})
+        explicit = tuple(name for name in job.resources.explicit if name != "cpus")
+        return job.resources.model_copy(update={"cpus": cpus, "explicit": explicit})
 
     def _end_task(self, job: Job, future: Future[Any]) -> None:
         # Called by a thread of Ray.
@@ -276,7 +284,7 @@ class RayExecutor:
             self._idle_since = float("inf")
             job = next(iter(self._jobs.values()), None)
             if job is not None:
-                self._note(describe_wait(job, self._shares.of(job.resources), list_nodes()))
+                self._note(describe_wait(job, self._choose_share(job), list_nodes()))
 
     def _handle_stall(self, stall: Stall) -> None:
         job, minutes = stall.job, stall.minutes

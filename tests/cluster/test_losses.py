@@ -212,6 +212,27 @@ def test_when_memory_runs_out_the_next_life_has_more_of_the_node(
     )
 
 
+def test_after_memory_ran_out_no_job_waits_for_cpus_that_no_node_has(
+    local_cluster: Cluster, tmp_path: Path
+) -> None:
+    """Also where a user asked for the CPUs of each job, which are waited for."""
+    notes: list[str] = []
+    place = Place(storage=str(tmp_path), encoder="none")
+    executor = RayExecutor(perform, place, note=notes.append)
+    one = job("succeed", resources=ResourceRequest(cpus=1, explicit=("cpus",)))
+    for _ in range(Limits().retries):  # its last attempt gets a node for itself
+        executor._losses.count(one.fingerprint, out_of_memory=True)
+    executor._jobs[one.fingerprint] = one
+    executor._idle_since = float("-inf")
+    executor._say_what_is_waited_for(is_running=False)
+    assert "evaluate a waits for 2 CPUs, which a node of the cluster has" in notes[0]
+    executor.submit(one)
+    assert collect(executor, 1, seconds=120)["evaluate-a"].ok
+    large = one.resources.model_copy(update={"cpus": 16})  # of a node that is lost
+    assert executor._choose_share(one.model_copy(update={"resources": large})).cpus == 16
+    executor.stop()
+
+
 @pytest.fixture
 def only_here(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module that the driver has and no worker can import."""
