@@ -250,6 +250,10 @@ class Shares:
         self._refresh()
         return eligible_nodes(share, self._nodes)
 
+    def look_again(self) -> None:
+        """Looks at the nodes at the next question, however good the last look still is."""
+        self._looked_at = float("-inf")
+
     def _refresh(self) -> None:
         if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
             self._nodes = {
