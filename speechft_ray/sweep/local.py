@@ -41,8 +41,7 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         return make_outcome(error="its node is about to be taken away", leaves_node=True)
     except Exception as error:
         if isinstance(error, StorageDown):
-            text = _one_line(f"on node {socket.gethostname()}: {error}")
-            return make_outcome(error=text, cannot_store="storage down")
+            return make_storage_down_outcome(job, error, time.monotonic() - start)
         if is_disk_full(error):
             return make_outcome(error=_describe_full_disk(place, error), cannot_store="disk full")
         if isinstance(error, UserError):
@@ -50,6 +49,18 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         return make_outcome(
             error=_one_line(f"{type(error).__name__}: {error}"), traceback=traceback.format_exc()
         )
+
+
+def make_storage_down_outcome(job: Job, error: StorageDown, seconds: float = 0.0) -> Outcome:
+    """Returns the outcome of a job whose node gets no answer from the object store."""
+    return Outcome(
+        stage=job.stage,
+        fingerprint=job.fingerprint,
+        label=job.label,
+        error=_one_line(f"on node {socket.gethostname()}: {error}"),
+        cannot_store="storage down",
+        seconds=seconds,
+    )
 
 
 def read_progress(latest: Mapping[str, float], points: Sequence[Point] = ()) -> Progress:
