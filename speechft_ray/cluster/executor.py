@@ -208,6 +208,7 @@ class RayExecutor:
             job, error = self._lost.get()
             if job.fingerprint not in self._jobs:
                 continue
+            self._progress_actor.remove.remote(job.fingerprint)  # it waits
             self._lost_once.add(job.fingerprint)
             losses = self._losses.count(job.fingerprint, isinstance(error, OutOfMemoryError))
             if losses > self._losses.retries:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from speechft_ray.cluster import connect as connecting
+from speechft_ray.cluster import executor as executing
 from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.evaluation_queue import FEWEST
 from speechft_ray.cluster.executor import WHOLE_NODE, RayExecutor
@@ -64,6 +65,22 @@ def test_a_killed_worker_is_replaced(executor: RayExecutor) -> None:
     executor.submit(job("die", times=1))
     (outcome,) = collect(executor, 1).values()
     assert outcome.ok and outcome.facts == {"lives": 2}
+
+
+def test_a_lost_task_that_waits_does_not_look_as_if_it_ran(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job("succeed")
+    executor._jobs[one.fingerprint] = one
+    put = executor._progress_actor.put.remote(one.fingerprint, {"done": 40.0, "total": 100.0}, [])
+    ray.get(put)
+    assert eventually(lambda: one.fingerprint in executor.progress(), seconds=60)
+    monkeypatch.setattr(executor, "_start", lambda job: None)  # no node has room for it
+    executor._lost.put((one, WorkerCrashedError()))
+    assert eventually(lambda: not executor.outcomes(0.1) and not executor.progress(), seconds=60)
+    monkeypatch.setattr(executing, "WAIT_SECONDS", 0.0)
+    executor.progress()
+    assert executor._idle_since == float("inf"), "what is waited for is said"
 
 
 @pytest.mark.slow
