@@ -120,8 +120,11 @@ class OnDemandExecutor:
         return outcome.model_copy(update={"error": sentence, "facts": {}})
 
     def slots(self, job: Job) -> int:
-        """Returns 1 before the first job, which opens the executor."""
-        return self._executor.slots(job) if self._executor else 1
+        """Returns how many jobs like this one may be submitted at once: those that run, 1 before
+        the first job, which opens the executor, and those of its stage that are held back, since
+        they take no slot."""
+        held = sum(other.stage == job.stage for other in self._held.values())
+        return held + (self._executor.slots(job) if self._executor else 1)
 
     def progress(self) -> Mapping[str, Progress]:
         """Returns what runs; nothing before the first job."""
