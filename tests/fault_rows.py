@@ -58,6 +58,15 @@ ROWS = (
         (f"{_SIGNALS}test_with_an_mlflow_that_hangs",),
     ),
     Row(
+        "2e",
+        "SIGTERM with --in-process during a long fine-tuning",
+        "Ends",
+        (
+            f"{_SIGNALS}test_in_process_while_a_long_fine_tuning_runs",
+            "tests/sweep/test_local.py::test_a_job_saves_its_state_and_stops_at_once",
+        ),
+    ),
+    Row(
         "3",
         "worker of a trial, of an evaluation killed",
         "Equal",
@@ -118,7 +127,10 @@ ROWS = (
         "8a",
         "memory runs out in a task",
         "Ends",
-        (f"{_LOSSES}test_when_memory_runs_out_the_next_life_has_more_of_the_node",),
+        (
+            f"{_LOSSES}test_when_memory_runs_out_the_next_life_has_more_of_the_node",
+            f"{_LOSSES}test_after_memory_ran_out_no_job_waits_for_cpus_that_no_node_has",
+        ),
     ),
     Row(
         "8b",
@@ -193,7 +205,10 @@ ROWS = (
         "+",
         "a node that sees another folder",
         "Ends",
-        ("tests/core/test_marker.py::test_another_folder_is_told_with_the_node_and_not_made",),
+        (
+            "tests/core/test_marker.py::test_another_folder_is_told_with_the_node_and_not_made",
+            "tests/cluster/test_unfit_nodes.py",
+        ),
     ),
     Row(
         "+",

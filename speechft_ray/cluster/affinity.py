@@ -29,5 +29,5 @@ def select_node(job: Job, place: Place, nodes: Iterable[str]) -> str | None:
 
 def avoid_nodes(nodes: Collection[str]) -> dict[str, str]:
     """Returns a label selector of Ray that keeps a task or trial from these nodes, named by
-    their ids."""
-    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}
+    their ids; an empty one where there are none."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"} if nodes else {}

@@ -30,6 +30,7 @@ from speechft_ray.cluster.progress import (
 from speechft_ray.cluster.ray_errors import explain_import_error
 from speechft_ray.cluster.share import Shares, describe_wait, list_nodes, task_options
 from speechft_ray.cluster.trials import Trials
+from speechft_ray.cluster.unfit_nodes import FORGET_SECONDS, UnfitNodes
 from speechft_ray.cluster.watchdog import Stall, Watchdog
 from speechft_ray.core.records import Job, Limits, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
@@ -63,12 +64,17 @@ def make_lost_outcome(job: Job, error: BaseException, losses: int = 1) -> Outcom
         )
     else:
         sentence = f"the worker or node of this job was lost {describe_losses(losses, error)}"
+    return make_failed_outcome(job, sentence, str(error))
+
+
+def make_failed_outcome(job: Job, error: str, text: str | None = None) -> Outcome:
+    """Returns the outcome of a job that failed with a sentence, and perhaps a traceback."""
     return Outcome(
         stage=job.stage,
         fingerprint=job.fingerprint,
         label=job.label,
-        error=sentence,
-        traceback=str(error),
+        error=error,
+        traceback=text,
     )
 
 
@@ -101,8 +107,7 @@ class RayExecutor:
         self._losses = Losses(limits.retries)
         self._watchdog = Watchdog(limits)
         self._drains = DrainWatch()
-        self._unfit: set[str] = set()
-        """Nodes that see another storage folder."""
+        self._unfit = UnfitNodes()
         self._refused: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
         self._stalled: dict[str, float] = {}
         """Minutes without progress after which a job was killed."""
@@ -131,16 +136,15 @@ class RayExecutor:
         self._jobs[job.fingerprint] = job
         with self._lock:
             self._metrics.count_submitted(job)
-        if job.stage == "finetune":
-            self._trials.submit(job)
-            self._queue.give_head_start()
-        elif job.stage == "evaluate":
+        if job.stage == "evaluate":
             self._queue.put(job)
             self._start_waiting()
-        else:
-            if job.stage == "corpus":
-                self._corpora.append(job.fingerprint)
-            self._start(job)
+            return
+        if job.stage == "corpus":
+            self._corpora.append(job.fingerprint)
+        self._start(job)
+        if job.stage == "finetune":
+            self._queue.give_head_start()
 
     def _start_waiting(self) -> None:
         is_preparing = any(key in self._jobs for key in self._corpora)
@@ -148,12 +152,20 @@ class RayExecutor:
             self._start(job)
 
     def _start(self, job: Job) -> None:
-        share = self._shares.of(self._widen(job))
+        """Hands a job to Ray, or ends it where every node that could run it is unfit."""
+        share = self._choose_share(job)
+        nodes, unfit = self._shares.eligible_nodes(share), self._unfit.list()
+        if (problem := self._unfit.explain(nodes)) is not None:
+            self._end(make_failed_outcome(job, problem))
+            return
+        if job.stage == "finetune":
+            self._trials.avoid(unfit)
+            self._trials.submit(job)
+            return
         options = task_options(share)
-        if self._unfit:
-            options["label_selector"] = {**share.labels, **avoid_nodes(self._unfit)}
+        if unfit:
+            options["label_selector"] = {**share.labels, **avoid_nodes(unfit)}
         elif not share.labels:
-            nodes = self._shares.eligible_nodes(share)
             options |= _preference(select_node(job, self._place, nodes))
         tasks = _AGAIN if job.fingerprint in self._lost_once else _TASKS[job.stage]
         task = tasks.options(name=job.label, _labels={"stage": job.stage}, **options)
@@ -161,15 +173,24 @@ class RayExecutor:
         self._tasks[job.fingerprint] = reference
         reference.future().add_done_callback(lambda future: self._end_task(job, future))
 
+    def _choose_share(self, job: Job) -> ResourceRequest:
+        """Returns what a job asks for now: more CPUs after memory ran out, where a node that may
+        get it has them, and never fewer than at first."""
+        share, wide = self._shares.of(job.resources), self._shares.of(self._widen(job))
+        nodes = set(self._shares.eligible_nodes(wide)) - self._unfit.list()
+        return wide if wide.cpus > share.cpus and nodes else share
+
     def _widen(self, job: Job) -> ResourceRequest:
         """Returns what a job asks for: after memory ran out, more CPUs, so that fewer jobs run
-        beside it; its last attempt gets a node for itself."""
+        beside it; its last attempt gets a node for itself. Nobody asked for those CPUs: they are
+        cut to what a node has."""
         times = self._losses.out_of_memory(job.fingerprint)
         if not times:
             return job.resources
         last = self._losses.number(job.fingerprint) >= self._losses.retries
         cpus = WHOLE_NODE if last else max(1.0, job.resources.cpus) * 2**times
-        return job.resources.model_copy(update={"cpus": cpus})
+        explicit = tuple(name for name in job.resources.explicit if name != "cpus")
+        return job.resources.model_copy(update={"cpus": cpus, "explicit": explicit})
 
     def _end_task(self, job: Job, future: Future[Any]) -> None:
         # Called by a thread of Ray.
@@ -187,6 +208,7 @@ class RayExecutor:
             job, error = self._lost.get()
             if job.fingerprint not in self._jobs:
                 continue
+            self._progress_actor.remove.remote(job.fingerprint)  # it waits
             self._lost_once.add(job.fingerprint)
             losses = self._losses.count(job.fingerprint, isinstance(error, OutOfMemoryError))
             if losses > self._losses.retries:
@@ -195,25 +217,19 @@ class RayExecutor:
                 self._start(job)
 
     def _start_refused(self) -> None:
-        """Starts jobs elsewhere that left their node, or that it refused; they fail when every node
-        has refused one."""
+        """Starts jobs elsewhere that left their node, or that it refused."""
         while not self._refused.empty():
             job, outcome = self._refused.get()
             self._progress_actor.remove.remote(job.fingerprint)  # it runs no more
-            node = outcome.unfit_node
-            if node is not None and node not in self._unfit:
-                self._unfit.add(node)
-                self._trials.avoid(self._unfit)
-                self._note(f"{outcome.error}. Until then this run gives it no jobs.")
-            alive = {item["NodeID"] for item in ray.nodes() if item["Alive"]}
-            if node is not None and alive <= self._unfit:
-                sentence = f"no node sees the storage folder of the driver; {outcome.error}"
-                self._end(outcome.model_copy(update={"error": sentence, "unfit_node": None}))
-            elif job.stage == "finetune":
-                self._trials.submit(job)
-            else:
-                self._lost_once.add(job.fingerprint)
-                self._start(job)
+            if outcome.unfit_node is not None:
+                self._shares.look_again()  # the node itself may have just come
+                if self._unfit.add(outcome.unfit_node, outcome.error or ""):
+                    self._note(
+                        f"{outcome.error}. Until then this run gives it no jobs, but for one that "
+                        f"tries it every {FORGET_SECONDS / 60:g} min."
+                    )
+            self._lost_once.add(job.fingerprint)
+            self._start(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         """Returns what ended since the last call, waiting for the first at most so long. Raises
@@ -276,7 +292,7 @@ class RayExecutor:
             self._idle_since = float("inf")
             job = next(iter(self._jobs.values()), None)
             if job is not None:
-                self._note(describe_wait(job, self._shares.of(job.resources), list_nodes()))
+                self._note(describe_wait(job, self._choose_share(job), list_nodes()))
 
     def _handle_stall(self, stall: Stall) -> None:
         job, minutes = stall.job, stall.minutes

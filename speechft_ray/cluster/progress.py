@@ -16,11 +16,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from speechft_ray.cluster.draining import DrainQuestion
 from speechft_ray.core.curves import Point, read_point
+from speechft_ray.core.errors import StorageDown
 from speechft_ray.core.preemption import ask_with
 from speechft_ray.core.processes import find_start, kill_process
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.storage.open import explain_other_storage
-from speechft_ray.sweep.local import perform_safely, read_progress
+from speechft_ray.sweep.local import (
+    make_storage_down_outcome,
+    perform_safely,
+    read_progress,
+)
 from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 
 REPORT_EVERY_SECONDS = 0.5
@@ -60,11 +65,15 @@ def perform_on_worker(
 ) -> Outcome:
     """Runs one job on its worker. Reports go to the actor and to ``curve``.
 
-    A node that sees another storage folder than the driver refuses its job: ``unfit_node``. A job
-    that asked for no GPU stays on the CPU even where it can see one: that GPU belongs to
-    another job.
+    A node that sees another storage folder than the driver refuses its job: ``unfit_node``. Where
+    an object store does not answer, no node can store anything. A job that asked for no GPU stays
+    on the CPU even where it can see one: that GPU belongs to another job.
     """
-    if (problem := explain_other_storage(place)) is not None:
+    try:
+        problem = explain_other_storage(place)
+    except StorageDown as error:
+        return make_storage_down_outcome(job, error)
+    if problem is not None:
         return Outcome(
             stage=job.stage,
             fingerprint=job.fingerprint,

@@ -77,9 +77,9 @@ def fit_request(
     """Returns what a job really asks for, given the resources of each node (``describe_node``).
 
     Without any GPU in the cluster, or with ``device`` ``cpu``, the job runs on the CPU. CPUs and
-    memory are at most those of the best node that has the GPUs, except what a user asked for, which
-    is waited for. A cluster without any CPU yet is still starting, and is waited for with the whole
-    request.
+    memory are at most those of the best node that has the GPUs, and the memory that a user asked
+    for; what a user asked for is not cut but waited for. A cluster without any CPU yet is still
+    starting, and is waited for with the whole request.
     """
     nodes = [node for node in nodes if has_labels(node, request.labels)]
     asked = 0.0 if device == "cpu" else choose_gpus(request, nodes)
@@ -90,6 +90,9 @@ def fit_request(
         return whole
     gpus = min(asked, max(node.get("GPU", 0.0) for node in nodes))
     able = [node for node in nodes if node.get("GPU", 0.0) >= gpus]
+    if "memory_bytes" in request.explicit:
+        needed = request.memory_bytes
+        able = [node for node in able if node.get("memory", 0.0) >= needed] or able
     fitting = {
         "cpus": min(request.cpus, max(node.get("CPU", 0.0) for node in able)),
         "gpus": gpus,
@@ -246,6 +249,10 @@ class Shares:
         sorted."""
         self._refresh()
         return eligible_nodes(share, self._nodes)
+
+    def look_again(self) -> None:
+        """Looks at the nodes at the next question, however good the last look still is."""
+        self._looked_at = float("-inf")
 
     def _refresh(self) -> None:
         if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:

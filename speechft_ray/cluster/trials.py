@@ -127,6 +127,7 @@ class Trials:
         self._lost.discard(fingerprint)
 
     def _note_loss(self, fingerprint: str) -> None:
+        self._progress_actor.remove.remote(fingerprint)  # it waits
         self._started.discard(fingerprint)
         self._lost.add(fingerprint)
 

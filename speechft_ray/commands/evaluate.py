@@ -126,7 +126,7 @@ def evaluate_tasks(
         if merged:
             publish_start(place)
         console = console or Console()
-        executor = OnDemandExecutor(address, place, console.print)
+        executor = OnDemandExecutor(address, place, console.print, stop=stop)
         display = _display(missing, console)
         scheduler = JobScheduler(executor, display, lambda outcome: None, stop)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -34,9 +35,11 @@ class OnDemandExecutor:
         limits: Limits = Limits(),  # noqa: B008  # frozen
         show: Callable[[Mapping[str, Progress]], None] = lambda progress: None,
         claims: UnitClaims | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
-        """``claims``: those of this driver, where other sweeps may compute the same units."""
-        self._show, self._claims = show, claims
+        """``claims``: those of this driver, where other sweeps may compute the same units.
+        ``stop`` ends a job of this process when it is set."""
+        self._show, self._claims, self._stop = show, claims, stop
         self._held: dict[str, Job] = {}
         """Jobs that another sweep computes now."""
         self._look_at = float("-inf")
@@ -58,12 +61,19 @@ class OnDemandExecutor:
     def _submit(self, job: Job) -> None:
         if self._executor is None:
             self._executor = open_executor(
-                self._address, self._place, self._note, self._resources, self._limits, self._show
+                self._address,
+                self._place,
+                self._note,
+                self._resources,
+                self._limits,
+                self._show,
+                self._stop,
             )
         self._executor.submit(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """Returns what ended; nothing before the first job."""
+        """Returns what ended; nothing before the first job. Raises what the executor raises when
+        the run was stopped: ``Interrupted``."""
         ended = self._look_at_held()
         if self._executor is None:
             if self._held and not ended:
@@ -120,8 +130,11 @@ class OnDemandExecutor:
         return outcome.model_copy(update={"error": sentence, "facts": {}})
 
     def slots(self, job: Job) -> int:
-        """Returns 1 before the first job, which opens the executor."""
-        return self._executor.slots(job) if self._executor else 1
+        """Returns how many jobs like this one may be submitted at once: those that run, 1 before
+        the first job, which opens the executor, and those of its stage that are held back, since
+        they take no slot."""
+        held = sum(other.stage == job.stage for other in self._held.values())
+        return held + (self._executor.slots(job) if self._executor else 1)
 
     def progress(self) -> Mapping[str, Progress]:
         """Returns what runs; nothing before the first job."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -259,15 +260,16 @@ def open_executor(
     resources: Mapping[Stage, ResourceRequest] = RESOURCES,
     limits: Limits = Limits(),  # noqa: B008  # frozen
     show: Callable[[Mapping[str, SweepProgress]], None] = lambda progress: None,
+    stop: threading.Event | None = None,
 ) -> Executor:
     """Opens the executor at an address, ``None`` for this process; ``note`` prints the cluster,
-    ``show`` gets the progress of the running job of this process.
+    ``show`` gets the progress of the running job of this process, which ends when ``stop`` is set.
 
     Raises ``UserError`` where no node of a local cluster has what a user asked for in
     ``resources``.
     """
     if address is None:
-        return LocalExecutor(perform, place, show)
+        return LocalExecutor(perform, place, show, stop)
     # Importing Ray takes seconds, so it waits until there is a job.
     from speechft_ray.cluster.connect import connect
     from speechft_ray.cluster.executor import RayExecutor

@@ -280,7 +280,7 @@ def _run(
         observer = RunObserver(display, publisher, status_file)
         claims = UnitClaims(store, sweep.fingerprint, display.note)
         executor = OnDemandExecutor(
-            address, place, display.note, resources, limits, observer.on_progress, claims
+            address, place, display.note, resources, limits, observer.on_progress, claims, stop
         )
         scheduler = JobScheduler(
             executor, observer, publisher.log_outcome, stop, by_priority=sweep.by_priority

@@ -54,6 +54,10 @@ class Version(NamedTuple):
     number: str | None
 
 
+class NoAnswer(UserError):
+    """The first request of a process got no answer, or errors of the server: that may pass."""
+
+
 class Bucket:
     """The objects below an address. Keys are relative to its prefix, with ``/`` between parts.
 
@@ -99,8 +103,9 @@ class Bucket:
 
     def check(self, key: str) -> bytes | None:
         """Returns the bytes of an object, ``None`` where there is none, as the first request of a
-        process: it is repeated for a short time, and every failure is a ``UserError``."""
-        with self._translate(key, UserError):
+        process: it is repeated for a short time, and every failure is a ``UserError``, of the type
+        ``NoAnswer`` where that may pass."""
+        with self._translate(key, NoAnswer):
             read = self._read(self._first, key)
         return None if read is None else read[0]
 
@@ -267,10 +272,22 @@ class Bucket:
         except refused as error:
             raise UserError(self._explain(key, error)) from None
         except (exceptions.BaseError, TimeoutError) as error:
+            if down is NoAnswer and self._find_mistake(key, error) is not None:
+                down = UserError  # it is there again at the next try
             raise down(self._explain(key, error)) from None
 
     def _explain(self, key: str, error: Exception) -> str:
         """Returns one sentence: what the object store said, and how to go on."""
+        text = " ".join(str(error).partition("Debug source")[0].split())
+        return self._find_mistake(key, error) or (
+            f"the storage {self.address} does not answer ({_shorten(text)}): see that this node "
+            "reaches it (and what AWS_ENDPOINT_URL says, if it is set), then run the same command "
+            "again."
+        )
+
+    def _find_mistake(self, key: str, error: Exception) -> str | None:
+        """Returns one sentence about an address or credentials that are wrong, and how to go on;
+        ``None`` where an error says nothing of them."""
         text = " ".join(str(error).partition("Debug source")[0].split())
         store = {"s3": "S3", "gs": "Google Cloud Storage"}.get(self.address.scheme, "Azure")
         place = f"the storage {self.address}"
@@ -297,10 +314,7 @@ class Bucket:
                 f"{place}: the bucket lies in another region: set AWS_REGION to its region "
                 f"({_shorten(text)})."
             )
-        return (
-            f"{place} does not answer ({_shorten(text)}): see that this node reaches it (and what "
-            "AWS_ENDPOINT_URL says, if it is set), then run the same command again."
-        )
+        return None
 
 
 _CREDENTIALS = {

@@ -6,22 +6,26 @@ import json
 import os
 import re
 import socket
+import time
 import uuid
 from functools import lru_cache
 from pathlib import Path
 
 from speechft_ray.core import marker
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import StorageDown, UserError
 from speechft_ray.core.files import find_cache_root
 from speechft_ray.core.marker import MARKER
 from speechft_ray.core.records import Place
 from speechft_ray.core.store import Store
 from speechft_ray.storage.address import is_url, parse_url, resolve_storage
-from speechft_ray.storage.bucket import Bucket
+from speechft_ray.storage.bucket import RETRY_SECONDS, Bucket, NoAnswer
 from speechft_ray.storage.object_store import ObjectStore
 
 CACHE_GB = 50.0
 """Default of ``SPEECHFT_STORAGE_CACHE_GB``: 10^9 bytes of copies of weights on a node."""
+
+ASK_AGAIN_SECONDS = 2.0
+"""Between two tries to open a bucket that does not answer."""
 
 
 def open_store(storage: str | Path) -> Store:
@@ -57,12 +61,15 @@ def mark_storage(store: Store) -> str:
 
 def explain_other_storage(place: Place) -> str | None:
     """Returns why this node cannot work on a sweep: it sees another storage than the driver, or
-    cannot use the bucket. ``None`` where it can."""
+    cannot use the bucket. ``None`` where it can. Raises ``StorageDown`` where the object store does
+    not answer although it is asked for ``RETRY_SECONDS``."""
     if not is_url(place.storage):
         return marker.explain_other_storage(place)
     host = socket.gethostname()
     try:
-        store = _open_bucket(place.storage)
+        store = _open_patiently(place.storage)
+    except StorageDown:
+        raise
     except UserError as error:
         return f"node {host} cannot use the storage: {str(error).rstrip('.')}"
     if place.storage_id in (None, store.identity):
@@ -71,6 +78,19 @@ def explain_other_storage(place: Place) -> str | None:
         f"node {host} sees another bucket than the driver under {place.storage}: set the same "
         "endpoint (AWS_ENDPOINT_URL) on every node"
     )
+
+
+def _open_patiently(storage: str) -> ObjectStore:
+    """Opens a bucket as a driver has it, so that silence is no mistake in its address. Raises
+    ``StorageDown``, and ``UserError`` where the object store refuses."""
+    ends = time.monotonic() + RETRY_SECONDS
+    while True:
+        try:
+            return _open_bucket(storage)
+        except NoAnswer as error:
+            if time.monotonic() >= ends:
+                raise StorageDown(str(error)) from None
+        time.sleep(ASK_AGAIN_SECONDS)
 
 
 @lru_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 import traceback
 from collections import deque
@@ -11,12 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from speechft_ray.core.curves import NOT_IN_CURVE, Point, read_point
 from speechft_ray.core.errors import Interrupted, StorageDown, UserError
 from speechft_ray.core.full_disk import is_disk_full
-from speechft_ray.core.preemption import Preempted
+from speechft_ray.core.preemption import Preempted, ask_with
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 
 SHOW_EVERY_SECONDS = 0.5
 """Shortest time between two looks at the progress of the running job."""
+
+SAVE_SECONDS = 5.0
+"""How long a job that must stop may take to save its state; then its next report ends it. Whoever
+sent the signal kills after some 30 s."""
 
 
 def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgress) -> Outcome:
@@ -41,8 +46,7 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         return make_outcome(error="its node is about to be taken away", leaves_node=True)
     except Exception as error:
         if isinstance(error, StorageDown):
-            text = _one_line(f"on node {socket.gethostname()}: {error}")
-            return make_outcome(error=text, cannot_store="storage down")
+            return make_storage_down_outcome(job, error, time.monotonic() - start)
         if is_disk_full(error):
             return make_outcome(error=_describe_full_disk(place, error), cannot_store="disk full")
         if isinstance(error, UserError):
@@ -52,6 +56,18 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         )
 
 
+def make_storage_down_outcome(job: Job, error: StorageDown, seconds: float = 0.0) -> Outcome:
+    """Returns the outcome of a job whose node gets no answer from the object store."""
+    return Outcome(
+        stage=job.stage,
+        fingerprint=job.fingerprint,
+        label=job.label,
+        error=_one_line(f"on node {socket.gethostname()}: {error}"),
+        cannot_store="storage down",
+        seconds=seconds,
+    )
+
+
 def read_progress(latest: Mapping[str, float], points: Sequence[Point] = ()) -> Progress:
     """Returns the last values that a job reported, and new points of its curve."""
     values = {name: float(value) for name, value in latest.items() if name not in NOT_IN_CURVE}
@@ -59,10 +75,31 @@ def read_progress(latest: Mapping[str, float], points: Sequence[Point] = ()) -> 
     return Progress(done, total, values, points)
 
 
+class StopRequest:
+    """Whether the running job must save its state and stop."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._asked_at: float | None = None
+
+    def must_save(self) -> bool:
+        """Whether the run was stopped. What saves its state asks this (``core.preemption``)."""
+        if self._asked_at is None and self._stop.is_set():
+            self._asked_at = time.monotonic()
+        return self._asked_at is not None
+
+    def check(self) -> None:
+        """Raises ``Interrupted`` where the run was stopped and the job, which has had
+        ``SAVE_SECONDS`` to save its state, goes on."""
+        if self.must_save() and time.monotonic() - (self._asked_at or 0.0) >= SAVE_SECONDS:
+            raise Interrupted
+
+
 class LocalExecutor:
     """Performs each job inside ``outcomes``, in the calling thread and the order of submission.
 
-    No job is stopped early. ``show`` gets the progress while a job runs, in the same thread.
+    ``show`` gets the progress while a job runs, in the same thread. Once ``stop`` is set, the job
+    that runs saves its state and ends, at its next report at the latest.
     """
 
     def __init__(
@@ -70,8 +107,10 @@ class LocalExecutor:
         perform: Perform,
         place: Place,
         show: Callable[[Mapping[str, Progress]], None] = lambda progress: None,
+        stop: threading.Event | None = None,
     ) -> None:
         self._perform = perform
+        self._stop = stop or threading.Event()
         self._place = place
         self._show = show
         self._waiting: deque[Job] = deque()
@@ -86,13 +125,14 @@ class LocalExecutor:
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         """Performs the next job to its end, however long that takes; returns nothing at once when
-        none is queued."""
+        none is queued. Raises ``Interrupted`` when the run was stopped meanwhile."""
         if not self._waiting:
             return []
         job = self._waiting.popleft()
         latest: dict[str, float] = {}
         points: list[Point] = []
         shown_at = float("-inf")
+        request = StopRequest(self._stop)
 
         def report(values: Mapping[str, float]) -> None:
             nonlocal shown_at
@@ -104,12 +144,17 @@ class LocalExecutor:
                 self._show({job.fingerprint: read_progress(latest, tuple(points))})
                 points.clear()
                 shown_at = time.monotonic()
+            request.check()
 
         report({})
         try:
-            return [perform_safely(self._perform, job, self._place, report)]
+            with ask_with(request.must_save):
+                outcome = perform_safely(self._perform, job, self._place, report)
         finally:
             self._running = {}
+        if outcome.leaves_node:
+            raise Interrupted
+        return [outcome]
 
     def slots(self, job: Job) -> int:
         """Returns 1."""

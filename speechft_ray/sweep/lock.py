@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.lease import (
@@ -42,11 +42,14 @@ def hold_lock(
         )
 
     def give_up() -> None:
+        stop.set()  # first: the storage may still not answer
+        holder: object = None
+        with suppress(OSError, UserError):
+            holder = place.read()
         note(
-            f"{place.read()} has taken over this sweep, since this driver did not renew its "
-            "lock: it was suspended, or the storage did not answer. This one stops."
+            f"{holder or 'another driver'} has taken over this sweep, since this driver did not "
+            "renew its lock: it was suspended, or the storage did not answer. This one stops."
         )
-        stop.set()
 
     place = store.lease(sweep)
     try:

@@ -83,9 +83,12 @@ def real_params(params: Params, alpha: str | float | int) -> dict[str, str | flo
 
 
 def count_encoders(payload: Mapping[str, Any]) -> int:
-    """Returns how many encoders an evaluation may have in memory at once."""
-    line = payload.get("predicted") or {"encodings": [None]}
-    return len(line["encodings"])
+    """Returns how many encoders an evaluation may have in memory at once: those that it is
+    predicted from, or its own and those that its features are compared with."""
+    if "predicted" in payload:
+        return len(payload["predicted"]["encodings"])
+    compared = payload.get("compared", {"encodings": []})
+    return 1 + len(compared["encodings"])
 
 
 def is_prediction(params: Params) -> bool:

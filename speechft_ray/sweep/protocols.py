@@ -46,7 +46,7 @@ class Executor(Protocol):
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         """Waits until a job ended, at most ``timeout_seconds``, and returns the outcomes since the
-        last call."""
+        last call. Raises ``Interrupted`` when the run was stopped, or its cluster is lost."""
         ...
 
     def slots(self, job: Job) -> int:

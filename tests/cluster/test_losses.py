@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from speechft_ray.cluster import connect as connecting
+from speechft_ray.cluster import executor as executing
 from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.evaluation_queue import FEWEST
 from speechft_ray.cluster.executor import WHOLE_NODE, RayExecutor
@@ -64,6 +65,22 @@ def test_a_killed_worker_is_replaced(executor: RayExecutor) -> None:
     executor.submit(job("die", times=1))
     (outcome,) = collect(executor, 1).values()
     assert outcome.ok and outcome.facts == {"lives": 2}
+
+
+def test_a_lost_task_that_waits_does_not_look_as_if_it_ran(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job("succeed")
+    executor._jobs[one.fingerprint] = one
+    put = executor._progress_actor.put.remote(one.fingerprint, {"done": 40.0, "total": 100.0}, [])
+    ray.get(put)
+    assert eventually(lambda: one.fingerprint in executor.progress(), seconds=60)
+    monkeypatch.setattr(executor, "_start", lambda job: None)  # no node has room for it
+    executor._lost.put((one, WorkerCrashedError()))
+    assert eventually(lambda: not executor.outcomes(0.1) and not executor.progress(), seconds=60)
+    monkeypatch.setattr(executing, "WAIT_SECONDS", 0.0)
+    executor.progress()
+    assert executor._idle_since == float("inf"), "what is waited for is said"
 
 
 @pytest.mark.slow
@@ -210,6 +227,27 @@ def test_when_memory_runs_out_the_next_life_has_more_of_the_node(
     assert "memory ran out on node 10.0.0.7 (61.40GB of 62.00GB were used)." in (
         outcome.error or ""
     )
+
+
+def test_after_memory_ran_out_no_job_waits_for_cpus_that_no_node_has(
+    local_cluster: Cluster, tmp_path: Path
+) -> None:
+    """Also where a user asked for the CPUs of each job, which are waited for."""
+    notes: list[str] = []
+    place = Place(storage=str(tmp_path), encoder="none")
+    executor = RayExecutor(perform, place, note=notes.append)
+    one = job("succeed", resources=ResourceRequest(cpus=1, explicit=("cpus",)))
+    for _ in range(Limits().retries):  # its last attempt gets a node for itself
+        executor._losses.count(one.fingerprint, out_of_memory=True)
+    executor._jobs[one.fingerprint] = one
+    executor._idle_since = float("-inf")
+    executor._say_what_is_waited_for(is_running=False)
+    assert "evaluate a waits for 2 CPUs, which a node of the cluster has" in notes[0]
+    executor.submit(one)
+    assert collect(executor, 1, seconds=120)["evaluate-a"].ok
+    large = one.resources.model_copy(update={"cpus": 16})  # of a node that is lost
+    assert executor._choose_share(one.model_copy(update={"resources": large})).cpus == 16
+    executor.stop()
 
 
 @pytest.fixture

@@ -171,6 +171,13 @@ def test_what_a_user_asks_for_is_never_cut() -> None:
     assert fit_request(unasked, [SMALL], "auto").gpus == 0
 
 
+def test_cpus_are_those_of_a_node_with_the_memory_that_a_user_asks_for() -> None:
+    request = ResourceRequest(cpus=64, memory_bytes=500, explicit=("memory_bytes",))
+    fitted = fit_request(request, [BIG, {"CPU": 64.0, "memory": 100.0}], "auto")
+    assert (fitted.cpus, fitted.memory_bytes) == (16, 500)
+    assert fit_request(request, [SMALL], "auto").cpus == 4
+
+
 def test_labels_and_memory_that_no_node_has() -> None:
     request = ResourceRequest(
         memory_bytes=20_000_000_000, labels={LABEL: "H100"}, explicit=("memory_bytes", "labels")

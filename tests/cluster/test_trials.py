@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,20 @@ from speechft_ray.cluster.losses import Losses
 from speechft_ray.cluster.trials import Trials
 from speechft_ray.core.records import Place
 from tests.cluster.worker_jobs import job, perform
+
+
+class Progress:
+    """A progress actor that notes which jobs are removed from it."""
+
+    def __init__(self) -> None:
+        self.removed: list[str] = []
+        self.remove = SimpleNamespace(remote=self.removed.append)
+
+
+def make_trials(storage: Path, progress: Progress) -> Trials:
+    unused: Any = None
+    place = Place(storage=str(storage), encoder="unused")
+    return Trials(perform, place, progress, unused, Losses(0), lambda outcome: None)
 
 
 def test_evaluations_wait_until_every_trial_has_its_resources(
@@ -24,9 +39,7 @@ def test_evaluations_wait_until_every_trial_has_its_resources(
 
     monkeypatch.setattr(module, "placement_group_table", list_groups)
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
-    unused: Any = None
-    place = Place(storage=str(tmp_path), encoder="unused")
-    trials = Trials(perform, place, unused, unused, Losses(0), lambda outcome: None)
+    trials = make_trials(tmp_path, Progress())
     assert trials.have_places()
     one, other = job("wait", "a", stage="finetune"), job("wait", "b", stage="finetune")
     trials._jobs = {one.fingerprint: one, other.fingerprint: other}
@@ -50,10 +63,7 @@ def test_evaluations_wait_until_every_trial_has_its_resources(
 def test_a_trial_that_moves_to_another_node_counts_as_lost(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    unused: Any = None
-    trials = Trials(
-        perform, Place(storage=str(tmp_path), encoder="unused"), unused, unused, Losses(0), print
-    )
+    trials = make_trials(tmp_path, Progress())
     monkeypatch.setattr(trials, "_config", lambda job: {})
     monkeypatch.setattr(trials, "_run", lambda: None)
     one = job("wait", "a", stage="finetune")
@@ -64,3 +74,13 @@ def test_a_trial_that_moves_to_another_node_counts_as_lost(
     assert trials.are_lost()
     trials._note_start(one.fingerprint)
     assert not trials.are_lost()
+
+
+def test_a_trial_that_was_lost_shows_no_progress_while_it_waits(tmp_path: Path) -> None:
+    progress = Progress()
+    trials = make_trials(tmp_path, progress)
+    one = job("wait", "a", stage="finetune")
+    trials._note_start(one.fingerprint)
+    assert progress.removed == []
+    trials._note_loss(one.fingerprint)
+    assert progress.removed == [one.fingerprint]

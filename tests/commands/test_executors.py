@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from speechft_ray.commands.executors import OnDemandExecutor
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.protocols import Progress
+from speechft_ray.sweep.scheduler import JobScheduler
+from tests.sweep.fakes import FakeObserver
 
 JOB = Job(stage="merge", fingerprint="abc", label="merge a", payload={})
 
@@ -45,6 +48,16 @@ class Boast:
 
     def stop(self) -> None:
         """Nothing runs."""
+
+
+class Busy(Boast):
+    """Has two slots and ends no job."""
+
+    def outcomes(self, timeout_seconds: float) -> list[Outcome]:
+        return []
+
+    def slots(self, job: Job) -> int:
+        return 2
 
 
 @pytest.fixture
@@ -124,3 +137,25 @@ def test_a_unit_of_another_sweep_is_waited_for_and_not_computed(
     assert set(ledger.released) == {"own", "theirs"}
     executor.stop()
     assert ledger.released[-1] == "all"
+
+
+def test_units_of_another_sweep_take_no_slot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a search, which has as many evaluations submitted as there are slots, and one more."""
+    boast, theirs = Busy(), [f"theirs{number}" for number in range(3)]
+    monkeypatch.setattr(executors, "open_executor", lambda *arguments: boast)
+    place = Place(storage=str(tmp_path), encoder="none")
+    ledger = Ledger(*theirs)
+    executor = OnDemandExecutor(None, place, print, claims=ledger)  # type: ignore[arg-type]
+    scheduler = JobScheduler(
+        executor, FakeObserver(), lambda outcome: None, threading.Event(), by_priority=True
+    )
+    keys = [*theirs, *(f"free{number}" for number in range(5))]
+    scheduler.add(
+        {key: Job(stage="evaluate", fingerprint=key, label=key, payload={}) for key in keys}
+    )
+    for _ in range(2):  # the first opens the executor
+        scheduler.poll()
+    assert [job.fingerprint for job in boast.jobs] == ["free0", "free1", "free2"]
+    executor.stop()

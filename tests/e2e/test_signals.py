@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.e2e.small_world import complete, places, start
+from tests.e2e.small_world import SMALL, complete, places, start, write_space
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +45,15 @@ def test_while_ray_starts(tmp_path: Path) -> None:
 
     wait_for(driver, ray_starts)
     terminate(driver)
+
+
+def test_in_process_while_a_long_fine_tuning_runs(tmp_path: Path) -> None:
+    long = [{**run, "updates": 1_000_000} for run in SMALL["finetune"]]
+    space = write_space(tmp_path, finetune=long)
+    driver = start("sweep_alpha.py", *places(tmp_path, space), "--in-process")
+    wait_for(driver, lambda: any((tmp_path / "runs" / "work").glob("finetune-*/*")))
+    assert terminate(driver) < KILLED_AFTER_SECONDS
+    assert any((tmp_path / "runs" / "work").glob("finetune-*/*"))
 
 
 def test_with_an_mlflow_that_hangs(tmp_path: Path) -> None:

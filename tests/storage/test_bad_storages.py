@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from speechft_ray.cli import main
+from speechft_ray.cluster.progress import perform_on_worker
 from speechft_ray.core.errors import StorageDown, UserError
 from speechft_ray.core.records import Place
 from speechft_ray.storage import bucket as buckets
 from speechft_ray.storage import open as opening
 from speechft_ray.storage.address import append_suffix, is_url, parse_url, resolve_storage
 from speechft_ray.storage.open import explain_other_storage, open_existing, open_store
+from tests.cluster.worker_jobs import job, perform
 from tests.storage.s3_server import S3Server
 
 
@@ -143,6 +147,49 @@ def test_a_node_with_another_bucket_or_none_says_so(
     opening._open_bucket.cache_clear()
     monkeypatch.setattr(buckets, "find_spec", lambda name: None)
     assert "cannot use the storage" in (explain_other_storage(fine) or "")
+
+
+def open_at_a_worker(url: str) -> str | None:
+    """Opens a storage as a worker that starts, and returns why its node is unfit."""
+    opening._open_bucket.cache_clear()
+    return explain_other_storage(Place(storage=url, encoder="none"))
+
+
+def test_an_object_store_that_is_away_when_a_worker_starts_is_waited_for(
+    s3: S3Server, url: str, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(url)
+    s3.set_faults(1.0)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        s3.set_faults(0.0 if len(waits) == 2 else 1.0)
+
+    monkeypatch.setattr(opening, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
+    assert open_at_a_worker(url) is None and len(waits) == 2
+
+
+def test_an_object_store_that_stays_away_is_no_matter_of_one_node(
+    s3: S3Server, url: str, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "RETRY_SECONDS", 0.0)
+    open_store(url)
+    s3.set_faults(1.0)
+    opening._open_bucket.cache_clear()
+    place = Place(storage=url, encoder="none")
+    outcome = perform_on_worker(perform, job("succeed"), place, progress_actor=None)
+    assert outcome.cannot_store == "storage down" and outcome.unfit_node is None
+    assert "on node" in str(outcome.error) and "does not answer" in str(outcome.error)
+
+
+def test_a_node_without_credentials_is_unfit(
+    s3: S3Server, url: str, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9/169.254.169.254")
+    assert "no credentials of S3" in (open_at_a_worker(url) or "")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.core import lease
-from speechft_ray.core.errors import Interrupted, UserError
-from speechft_ray.core.lease import Holder, LeaseTakenError, read_holder, take_lease
+from speechft_ray.core.errors import Interrupted, StorageDown, UserError
+from speechft_ray.core.lease import FolderLease, Holder, LeaseTakenError, read_holder, take_lease
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.lock import describe_driver, hold_lock
 from tests.sweep.quick_leases import quick
@@ -161,6 +162,22 @@ def test_a_driver_that_was_suspended_too_long_stops_and_releases_nothing(
         assert stop.wait(60)
     assert len(notes) == 1 and "elsewhere" in notes[0] and "This one stops" in notes[0]
     assert read_holder(folder) == ELSEWHERE
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), StorageDown("away")])
+def test_a_driver_that_lost_its_lock_stops_although_it_cannot_read_whose_it_is(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(place: FolderLease) -> Holder:
+        raise error
+
+    notes: list[str] = []
+    stop = threading.Event()
+    with hold_lock(Store(tmp_path), "abc", stop, notes.append):
+        monkeypatch.setattr(FolderLease, "read", fail)
+        write_lease(tmp_path / "locks" / "abc", ELSEWHERE, number=2)
+        assert stop.wait(10)
+    assert len(notes) == 1 and notes[0].startswith("another driver has taken over this sweep")
 
 
 def test_a_lease_is_renewed_and_never_read_in_parts(tmp_path: Path, quick: None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,22 @@ def test_predictions_are_evaluations_on_dev_without_a_merge() -> None:
         assert (stages["merge"], stages["evaluate"]) == (3, 3)
         specs = [other.payload["spec"] for other in needed if other.stage == "evaluate"]
         assert specs == [job.payload["spec"]] * 3
+
+
+def test_the_memory_of_an_evaluation_is_that_of_all_its_encoders(
+    tmp_path: Path,
+) -> None:
+    """One that is predicted has its three encodings, one that verifies them itself beside."""
+    asked = replace(inputs(), gpu_memory=lambda spec, key: 100)
+    store = Store(tmp_path)
+    plan = make_plan(sweep(merge=[{"alpha": CURVE}]), asked)
+    run(plan, store)
+    verified = add_verified(plan, store, asked)
+    needs: dict[str, set[int]] = {"own": set(), "predicted": set(), "compared": set()}
+    for job in verified.of_stage("evaluate"):
+        kind = next((name for name in ("predicted", "compared") if name in job.payload), "own")
+        needs[kind].add(job.resources.gpu_memory_bytes)
+    assert needs == {"own": {100}, "predicted": {300}, "compared": {400}}
 
 
 def test_a_prediction_has_the_identity_of_no_merge() -> None:
