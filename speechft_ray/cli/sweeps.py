@@ -84,10 +84,13 @@ def run(
     from speechft_ray.commands.spaces import find_report_folder, make_cache_fields
     from speechft_ray.commands.sweep import run
     from speechft_ray.commands.trackers import parse_trackers
+    from speechft_ray.core.errors import UserError
     from speechft_ray.core.records import Limits
 
     trackers = parse_trackers(track, mlflow)
     rates = _read_throughput(throughput)
+    if (calibrate or rates) and not plan:
+        raise UserError("--calibrate and --throughput are for --plan, which runs nothing: add it.")
     limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
     asked = read_resources(cpus_per_trial, gpus_per_trial, memory_per_trial, label or [])
     sweep = _open_sweep(

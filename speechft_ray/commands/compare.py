@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from speechft_ray.commands.stored import StoredSweep, open_store, read_sweep
 from speechft_ray.core.errors import UserError
@@ -70,7 +71,8 @@ def print_comparison(first: str, second: str, pairs: list[LinePair], console: Co
     table = _open_table("score on test", first, second)
     table.add_column("")
     for pair in pairs[:SHOWN_LINES]:
-        table.add_row(*_make_cells(pair))
+        title, *cells = _make_cells(pair)
+        table.add_row(Text(title), *cells)  # a title may look like markup
     console.print(table)
     if len(pairs) > SHOWN_LINES:
         console.print(f"{len(pairs) - SHOWN_LINES} more lines have the same parameters.")

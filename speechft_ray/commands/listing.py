@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from speechft_ray.commands.stored import list_sweeps
 from speechft_ray.commands.unused import (
@@ -16,7 +17,7 @@ from speechft_ray.commands.unused import (
     remove_unused,
 )
 from speechft_ray.core.store import Store, measure_folder
-from speechft_ray.report.winner import list_records, read_record
+from speechft_ray.report.winner import Winner, list_records, read_record
 
 SHOWN_ITEMS = 20
 
@@ -34,7 +35,7 @@ def print_sweeps(store: Store, console: Console) -> None:
         table.add_row(
             name,
             f"runs on {driver}" if driver else record.status if record else "not reported yet",
-            winner.line if winner else "",
+            Text(_describe_winner(winner) if winner else ""),
             "" if score is None else f"{score:.2f}",
             str(len(record.rows)) if record else "",
             format_bytes(sum(use.bytes_of.get(unit, 0) for unit in use.needed_by[name])),
@@ -46,7 +47,8 @@ def print_sweeps(store: Store, console: Console) -> None:
         sizes[stage] += size
     sizes |= {name: measure_folder(store.root / name) for name in ("corpora", "cache", "work")}
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items() if size)
-    console.print(f"\n{store.address}: {parts or 'empty'}", highlight=False, soft_wrap=True)
+    text = Text(f"\n{store.address}: {parts or 'empty'}")
+    console.print(text, highlight=False, soft_wrap=True)
     if use.unused:
         console.print(
             f"unused: {_describe(use.unused)}; `speechft gc` lists them",
@@ -88,6 +90,12 @@ def format_bytes(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} GB" if size < 1000 else f"{size / 1000:.1f} TB"
+
+
+def _describe_winner(winner: Winner) -> str:
+    """Returns the line of a table; with several fine-tuning seeds the encoder, since the score is
+    its own."""
+    return winner.line if len(winner.seeds) == 1 else winner.title
 
 
 def _measure_alone(use: StorageUse, name: str) -> int:

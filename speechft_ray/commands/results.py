@@ -148,9 +148,10 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str], stora
     console.print(
         f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)",
         soft_wrap=True,
+        markup=False,
     )
     for sentence in trackers:
-        console.print(sentence, soft_wrap=True, highlight=False)
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     if find_winner(data.lines) is not None:
         name = shlex.quote(data.sweep.label or data.sweep.name)
         console.print(
@@ -163,7 +164,7 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str], stora
     for sentence in describe_predictions(data.lines):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     for sentence in search_sentences(data.search) if data.search else ():
-        console.print(sentence, soft_wrap=True, highlight=False)
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_failures(failures: Sequence[Outcome]) -> None:

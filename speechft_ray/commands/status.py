@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from speechft_ray.commands.parts import RESOURCES, set_resources
 from speechft_ray.commands.verification import print_verification
@@ -38,7 +39,7 @@ def print_list_plan(plan: Plan, store: Store, console: Console) -> None:
                 state = "to do"
             else:
                 state = "stopped early" if job.fingerprint in stopped else "not needed"
-            table.add_row(state, job.fingerprint, job.label)
+            table.add_row(state, job.fingerprint, Text(job.label))  # no markup
         console.print(table)
     print_verification(plan, console)
     console.print(

@@ -43,7 +43,7 @@ from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.report.winner import label_plan
 from speechft_ray.report.write import PAGE, check_report_folder
 from speechft_ray.stages.perform import publish_start
-from speechft_ray.storage.open import mark_storage, open_store
+from speechft_ray.storage.open import mark_storage, open_existing, open_store
 from speechft_ray.sweep.claims import UnitClaims
 from speechft_ray.sweep.invocations import read_invocations, write_invocation
 from speechft_ray.sweep.labels import choose_report_folder
@@ -206,9 +206,11 @@ def open_sweep(spec: SweepSpec, place: Place, *, is_to_run: bool = True) -> Swee
 
     Reads the encoder and the user's own corpora. An encoder that is known by name alone is
     downloaded, even for a plan that is not run: identity is content. The labels of corpora on disk
-    are checked where ``is_to_run``; what only reads the store has no use for them. Raises
-    ``UserError``.
+    are checked where ``is_to_run``; what only reads the store has no use for them, and needs a
+    store that is there. Raises ``UserError``.
     """
+    if not is_to_run:
+        open_existing(place.storage)
     sweep: Sweep = MergeSearch(spec, place) if spec.search else MergeList(spec, place)
     if is_to_run:
         check_labels(spec, place)

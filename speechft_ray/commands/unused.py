@@ -67,9 +67,9 @@ class StorageUse:
 def measure_use(store: Store, without: str | None = None, hours: float = HOURS) -> StorageUse:
     """Looks through a storage.
 
-    ``without``: the name of a sweep that counts as none, so that what it alone needs is unused.
-    ``hours``: what was changed since is too young. Raises ``UserError`` for an unknown sweep, for
-    one that runs, and while a sweep runs whose needs are not known.
+    ``without``: the name of a sweep that counts as none, so that what it alone needs is unused, of
+    whatever age. ``hours``: what else was changed since is too young. Raises ``UserError`` for an
+    unknown sweep, for one that runs, and while a sweep runs whose needs are not known.
     """
     sweeps, running = list_sweeps(store), list_drivers(store)
     if without is not None and without not in sweeps:
@@ -100,7 +100,12 @@ def measure_use(store: Store, without: str | None = None, hours: float = HOURS) 
             for entry in store.list_entries(CLAIMS)
         ]
     limit = time.time() - 3600 * hours
-    old = [item for item in items if item.modified < limit]
+    # Of a sweep that is to go, nothing is too young: no other verb is at work with its plan.
+    own: set[Unit] = set()
+    if without is not None:
+        key = sweeps[without]
+        own = {(PLANS, f"{key}.json"), *_list_needs(store, without, key, facts)}
+    old = [item for item in items if item.modified < limit or item.place in own]
     return StorageUse(
         bytes_of=sizes,
         needed_by=needed_by,
@@ -126,6 +131,7 @@ def remove_unused(store: Store, items: Iterable[Unused], forget: str | None = No
         )
     if forget is not None:  # before its units, so that no name leads to what is gone
         store.remove_entry(SWEEPS, f"{forget}.json")
+        store.remove_entry(SWEEPS, f"{forget}.card.md")
     looked = time.monotonic()
     for number, item in enumerate(items):
         if time.monotonic() - looked >= LOOK_AGAIN_SECONDS:

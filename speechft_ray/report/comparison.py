@@ -99,6 +99,12 @@ def headline(lines: Sequence[TableLine]) -> str:
             return f"No merge could be chosen; {untuned[0]}."
         if any(line.unscored for line in lines):
             return "No merge has a score, so none could be chosen; a sentence below says why."
+        tuned = [line for line in lines if line.role == "stable fine-tuning"]
+        if tuned and not any(line.role in ("merge", "prediction") for line in lines):
+            return (
+                "Every merge has alpha 1, which is a control, so none could be chosen: add an "
+                "alpha below 1."
+            )
         return "No merge has a dev score yet, so none could be chosen."
     if best.score is None:
         return f"Dev chose {best.title}, which has no test score{'' if best.unscored else ' yet'}."

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from speechft_ray.cli import main
 from speechft_ray.cli.options import parse_options, read_resources
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.base import validate_params
@@ -118,3 +119,11 @@ def test_resources_are_read_from_options() -> None:
 def test_wrong_resources_get_one_sentence(options: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         read_resources(*options)
+
+
+def test_the_bill_needs_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``run --calibrate`` once ran the sweep and measured nothing."""
+    for option in (["--calibrate"], ["--throughput", "encode=5"]):
+        assert main(["run", "--space", "alpha", "--storage", str(tmp_path / "runs"), *option]) == 2
+        assert "are for --plan" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()

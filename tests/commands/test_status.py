@@ -21,6 +21,7 @@ from speechft_ray.commands.json_output import (
     describe_report,
     print_json,
 )
+from speechft_ray.commands.status import print_list_plan
 from speechft_ray.commands.status_writer import StatusWriter
 from speechft_ray.core.records import Outcome
 from speechft_ray.core.store import Store
@@ -170,3 +171,16 @@ def test_json_has_the_documented_keys(
     ]
     print_json({"value": float("nan"), "text": "ä"})
     assert json.loads(capsys.readouterr().out) == {"value": None, "text": "ä"}
+
+
+def test_labels_that_look_like_markup_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A regular expression of a merge, such as `[/.]`, ended `plan` with a traceback."""
+    patterns = ["feature_extractor[/.]", "[a-z]+_extractor"]
+    params = {"layers": 0.5, "front_end_pattern": {"grid": patterns}}
+    merge = [{"method": "layerwise", "alpha": 0.5, "params": params}]
+    plan = make_plan(sweep(merge=merge), inputs())
+    print_list_plan(plan, Store(tmp_path), Console(width=300))
+    text = capsys.readouterr().out
+    assert all(f"front_end_pattern={pattern}" in text for pattern in patterns)

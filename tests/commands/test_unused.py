@@ -103,6 +103,19 @@ def test_what_a_forgotten_sweep_shares_stays(storage_copy: Path) -> None:
     assert left.bytes_of.keys() == search and left.unused == []
 
 
+def test_a_sweep_of_today_is_forgotten_as_a_whole(
+    storage_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its record went, and its units stayed for a day under no name."""
+    (storage_copy / "sweeps" / "small-sweep.card.md").write_text("a card")
+    before = measure_use(Store(storage_copy))
+    others = before.needed_by["small-search"] & before.bytes_of.keys()
+    assert main(["gc", "--storage", str(storage_copy), "--sweep", "small-sweep", "--yes"]) == 0
+    assert "removed: 0 items" not in capsys.readouterr().out
+    assert measure_use(Store(storage_copy)).bytes_of.keys() == others
+    assert not list(storage_copy.glob("sweeps/small-sweep*"))
+
+
 def test_a_sweep_that_was_killed_keeps_its_units_where_another_has_its_name(
     storage_copy: Path,
 ) -> None:
@@ -249,4 +262,7 @@ def test_unknown_names_are_one_sentence(
     assert sentence in capsys.readouterr().err
     assert main(["ls", "--storage", str(finished_storage / "none")]) == 2
     assert "there is no storage folder" in capsys.readouterr().err
+    for verb in ("status", "report"):
+        assert main([verb, "--space", "alpha", "--storage", str(finished_storage / "none")]) == 2
+        assert "there is no storage folder" in capsys.readouterr().err
     assert not os.path.lexists(finished_storage / "none")

@@ -164,6 +164,8 @@ def test_nothing_to_choose_is_said_in_words() -> None:
         headline(group_rows([ROWS[0]])) == "No merge has a dev score yet, so none could be chosen."
     )
     assert group_rows([]) == []
+    tuned = make_row(1.0, 0, 100.0, dev=2000.0)
+    assert "Every merge has alpha 1, which is a control" in headline(group_rows([ROWS[0], tuned]))
 
 
 def test_every_series_starts_at_the_pretrained_encoder() -> None:
