@@ -225,8 +225,8 @@ class RayExecutor:
                 self._shares.look_again()  # the node itself may have just come
                 if self._unfit.add(outcome.unfit_node, outcome.error or ""):
                     self._note(
-                        f"{outcome.error}. Until then this run gives it no jobs, but for one that "
-                        f"tries it every {FORGET_SECONDS / 60:g} min."
+                        f"{outcome.error}. Until then this run gives it no jobs; it is tried again "
+                        f"every {FORGET_SECONDS / 60:g} min."
                     )
             self._lost_once.add(job.fingerprint)
             self._start(job)
