@@ -37,6 +37,9 @@ DAMAGED = "damaged"
 WORK = "work"
 """Folder of the store with unfinished work, ``<stage>-<fingerprint>`` for each unit."""
 
+DISCARDED = ".discarded-"
+"""How the name of a folder begins whose files are being removed."""
+
 MANIFESTS_IN_MEMORY = 64
 """A row of a table is read in several places, one after the other: its evaluations, its merge."""
 
@@ -305,11 +308,11 @@ class Store:
         )
 
     def discard(self, stage: str, fingerprint: str) -> None:
-        """Removes a unit from the store, so that it is computed again."""
+        """Removes a unit from the store, if it is there, so that it is computed again."""
         folder = self._path(stage, fingerprint)
-        if folder.exists():
-            # Readers must not see a part of the unit while its files are removed.
-            hidden = folder.with_name(f".discarded-{folder.name}-{uuid.uuid4().hex[:8]}")
+        # Readers must not see a part of the unit while its files are removed.
+        hidden = folder.with_name(f"{DISCARDED}{folder.name}-{uuid.uuid4().hex[:8]}")
+        with suppress(FileNotFoundError):  # another process may have removed it meanwhile
             folder.rename(hidden)
             shutil.rmtree(hidden, ignore_errors=True)
 
