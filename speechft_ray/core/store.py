@@ -195,16 +195,22 @@ class Store:
     def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
         """Returns the facts of a complete unit. Raises ``UserError`` for a manifest that is
         unreadable or was changed after it was written."""
-        path = self._manifest_path(stage, fingerprint)
         try:
-            status = os.stat(path)  # noqa: PTH116
-            version = (status.st_ctime_ns, status.st_size, status.st_ino)
-            return dict(_read_manifest(path, version))
+            return self.read_manifest(stage, fingerprint)
         except (OSError, ValueError) as error:
+            path = self._manifest_path(stage, fingerprint)
             raise UserError(
                 f"`{path}` cannot be read ({error}): `speechft run` sets this unit aside and "
                 "computes it again, and so does `speechft verify --repair` for a whole storage."
             ) from None
+
+    def read_manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        """Returns the facts of a complete unit. Raises ``OSError`` where they cannot be read, and
+        ``ValueError`` where they are not what was written."""
+        path = self._manifest_path(stage, fingerprint)
+        status = os.stat(path)  # noqa: PTH116
+        version = (status.st_ctime_ns, status.st_size, status.st_ino)
+        return dict(_read_manifest(path, version))
 
     def _manifest_path(self, stage: str, fingerprint: str) -> str:
         # Asked for several times for each of ten thousand units: a `Path` would take most time.

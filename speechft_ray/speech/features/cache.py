@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from speechft_ray.core.errors import UserError
-from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.fingerprint import file_sha256, fingerprint
 from speechft_ray.core.store import MANIFEST, Store
 from speechft_ray.speech.features.rows import RowReader, RowWriter
 
@@ -71,19 +70,33 @@ class FeatureCache:
 
     def find(self, key: str, *, verify: bool = True) -> Entry | None:
         """Returns an entry, or ``None`` when there is none. Removes an entry whose bytes have
-        changed; ``verify`` compares their sha256, which one that was just written does not need."""
-        if not self._store.is_complete(_STAGE, key):
-            return None
+        changed; ``verify`` compares their sha256, which one that was just written does not need.
+
+        Raises ``OSError`` where an entry cannot be read and nothing shows that it is damaged: too
+        many open files, a disk or a network file system that fails.
+        """
         try:
-            if verify and self._store.find_damaged_files(_STAGE, key):
-                raise ValueError("its bytes have changed")
-            facts, folder = self._store.manifest(_STAGE, key), self._store.folder(_STAGE, key)
-            os.utime(folder / MANIFEST)  # marks the most recent use
-            reader = RowReader(folder / _FILE, facts["width"], _DTYPES[facts["dtype"]])
-        except (OSError, UserError, KeyError, ValueError):
-            # The entry is damaged, or another process has removed it meanwhile.
+            entry = self._open(key, verify)
+        except FileNotFoundError:
+            # There is none, or another process has removed it; with a manifest it lacks its rows.
+            if self._store.is_complete(_STAGE, key):
+                self._store.discard(_STAGE, key)
+            return None
+        except (KeyError, ValueError):
             self._store.discard(_STAGE, key)
             return None
+        with suppress(OSError):  # a file of another user cannot be touched
+            os.utime(self._store.folder(_STAGE, key) / MANIFEST)  # marks the most recent use
+        return entry
+
+    def _open(self, key: str, verify: bool) -> Entry:
+        """Opens an entry. Raises ``OSError``, and ``KeyError`` or ``ValueError`` for a damaged
+        one."""
+        facts, folder = self._store.read_manifest(_STAGE, key), self._store.folder(_STAGE, key)
+        for name, written in facts["files"].items() if verify else ():
+            if file_sha256(folder / name) != written["sha256"]:
+                raise ValueError(f"the bytes of {name} have changed")
+        reader = RowReader(folder / _FILE, facts["width"], _DTYPES[facts["dtype"]])
         return Entry(reader, facts["starts"], facts["counts"])
 
     @contextmanager

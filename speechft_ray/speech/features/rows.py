@@ -92,7 +92,11 @@ class RowReader:
     """Reads ranges of rows. The file is not memory-mapped, so pages that were read do not stay in
     this process."""
 
+    _file = -1
+    """No file yet."""
+
     def __init__(self, path: Path, width: int, dtype: torch.dtype) -> None:
+        """Raises ``OSError`` for a file that cannot be opened."""
         self._file = os.open(path, os.O_RDONLY)
         self.width, self.dtype = width, dtype
         self.row_bytes = width * _DTYPES[dtype].itemsize
@@ -114,4 +118,5 @@ class RowReader:
         return torch.from_numpy(rows)
 
     def __del__(self) -> None:
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)

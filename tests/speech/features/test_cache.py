@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -67,6 +69,37 @@ def test_a_changed_entry_is_no_entry(cache: FeatureCache, damage: str) -> None:
     assert cache.find("a") is None
     assert not path.parent.exists()
     write_entry(cache, "a")
+    assert cache.find("a") is not None
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_an_entry_that_cannot_be_read_now_is_kept(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Too many open files, say: that is no damage, and the entry took hours to compute."""
+    write_entry(cache, "a")
+
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    for name in ("speech.features.rows.os.open", "speech.features.cache.file_sha256"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"speechft_ray.{name}", fail)
+            with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+                cache.find("a")
+    assert cache.find("a") is not None
+
+
+def test_an_entry_of_another_user_is_read(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its owner may change the time of a file."""
+    write_entry(cache, "a")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "utime", refuse)
     assert cache.find("a") is not None
 
 
