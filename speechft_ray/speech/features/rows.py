@@ -111,10 +111,12 @@ class RowReader:
         buffer = rows.reshape(-1).view(np.uint8).data
         done = 0
         for start, count in ranges:
-            size = count * self.row_bytes
-            if os.preadv(self._file, [buffer[done : done + size]], start * self.row_bytes) != size:
-                raise OSError("a file of features is shorter than its manifest says")
-            done += size
+            end, skipped = done + count * self.row_bytes, start * self.row_bytes - done
+            while done < end:  # Linux returns at most 2 GiB at once (read(2), "NOTES")
+                read = os.preadv(self._file, [buffer[done:end]], skipped + done)
+                if read == 0:
+                    raise OSError("a file of features is shorter than its manifest says")
+                done += read
         return torch.from_numpy(rows)
 
     def __del__(self) -> None:

@@ -46,6 +46,23 @@ def test_rows_come_back_in_any_order(cache: FeatureCache) -> None:
     assert entry.rows([]).shape == (0, 2)
 
 
+def test_rows_are_read_to_their_end(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of Linux returns at most 2 GiB, which one utterance can exceed."""
+    write_entry(cache, "a")
+    entry = cache.find("a")
+    assert entry is not None
+    preadv = os.preadv
+
+    def read_little(file: int, buffers: list[memoryview], offset: int) -> int:
+        return preadv(file, [buffers[0][:7]], offset)
+
+    monkeypatch.setattr(os, "preadv", read_little)
+    assert torch.equal(entry.rows([2, 0]), torch.cat([ROWS[0][1], ROWS[1][1]]))
+    os.truncate(rows_file(cache, "a"), SIZE_BYTES - 1)
+    with pytest.raises(OSError, match="shorter than its manifest"):
+        entry.rows([0, 1, 2])
+
+
 def test_half_precision_stays_half_precision(cache: FeatureCache) -> None:
     values = torch.randn(5, 3).half()
     write_entry(cache, "a", [(0, values)], 1)
