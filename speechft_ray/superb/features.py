@@ -94,6 +94,7 @@ def load_features(
             # Means are small: encoding them for every batch costs more than any amount of memory.
             free_bytes -= size_bytes
             features[split] = _load_into_memory(store, utterances, located, advance)
+            store.close_files(located)
             continue
         # Of what is not on disk, the first utterances are held in memory.
         in_memory: list[int] = []

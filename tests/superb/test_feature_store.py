@@ -126,6 +126,40 @@ def test_tasks_of_one_corpus_encode_each_utterance_once_and_a_sweep_its_front_en
     assert totals == [(count, count), (count, 0)]
 
 
+def count_open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+@contextmanager
+def allow_more_files(count: int) -> Iterator[int]:
+    """Lets this process open so many more files, until it raises the limit; yields how many are
+    open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_open = count_open_files()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (is_open + count, limits[1]))
+    try:
+        yield is_open
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("memory_bytes", [PLENTY, 0])
+def test_more_shards_than_a_process_may_open_files(memory_bytes: int, tmp_path: Path) -> None:
+    """A corpus of 1,000 hours has 2,000 shards. What was read into memory leaves no file open."""
+    extractor, _ = make_extractor(toy_encoder("hubert"))
+    storage = FeatureStorage(memory_bytes, FeatureCache(tmp_path, PLENTY), "toy", shard_frames=1)
+    store = FeatureStore(extractor, SPLITS, storage)
+    with allow_more_files(15) as before:
+        features = load_features(store, SPLITS, lambda _: None)
+        assert {each.location for each in features.values()} == {
+            "memory" if memory_bytes else "disk"
+        }
+        after = count_open_files()
+    assert after - before == (0 if memory_bytes else sum(COUNTS.values()))
+    for split, each in features.items():
+        assert each.batch(slice(0, each.count)).states.shape[1] > len(SPLITS[split])
+
+
 @pytest.mark.parametrize("fields", FORMS)
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
 def test_what_fits_is_encoded_once_and_the_rest_for_every_batch(
