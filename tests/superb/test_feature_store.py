@@ -22,6 +22,7 @@ from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.feature_store import FeatureStorage, FeatureStore
 from speechft_ray.superb.features import load_features, open_features, prepare_features
+from speechft_ray.superb.row_features import RowFeatures
 from speechft_ray.superb.storage_facts import describe_storage
 from tests.speech.toy_models import toy_encoder, toy_hubert
 from tests.superb.toy_models import toy_corpus
@@ -212,6 +213,28 @@ def test_what_is_encoded_anew_reads_the_front_end_as_far_as_it_fits(tmp_path: Pa
         assert [encodings for encodings, _ in counts] == [40, 40]
         for (_, computed), planned in zip(counts, front_ends, strict=True):
             assert abs(computed - planned) <= 2
+
+
+def test_means_on_disk_stay_there_when_others_do_not_fit(tmp_path: Path) -> None:
+    """One shard without room once put the means of the whole split into memory, on a GPU into
+    its own."""
+    extractor, passes = make_extractor(toy_encoder("hubert"))
+    extractor.pooled = True
+    in_memory = prepare_features(extractor, SPLITS, lambda _: None)
+    cache = FeatureCache(tmp_path, 10 * 4 * 2 * 16)  # ten means, float32, of two states of 16
+    storage = FeatureStorage(0, cache, "toy", shard_frames=60)
+    store = FeatureStore(extractor, SPLITS, storage)
+    assert 0 < store.stored_count < len(SPLITS["train"])
+    before, advances = passes.encodings, list[int]()
+    features = load_features(store, SPLITS, advances.append)
+    locations = {split: each.location for split, each in features.items()}
+    assert locations == {"train": "mixed", "dev": "memory", "test": "memory"}
+    assert isinstance(features["train"], RowFeatures)
+    for split, each in features.items():
+        every = slice(0, each.count)
+        assert torch.equal(each.batch(every).states, in_memory[split].batch(every).states)
+    assert passes.encodings - before == sum(advances) == sum(COUNTS.values())
+    assert store.recomputed_count == 0
 
 
 def test_a_list_without_some_utterances_reads_what_the_whole_list_stored(tmp_path: Path) -> None:
