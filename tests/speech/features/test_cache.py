@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import re
+import signal
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -146,6 +149,46 @@ def test_an_entry_larger_than_the_budget_removes_nothing(cache: FeatureCache) ->
     write_entry(cache, "a")
     assert not cache.make_room(3 * SIZE_BYTES + 1)
     assert cache.find("a") is not None
+
+
+def write_until_killed(root: Path) -> None:
+    cache = FeatureCache(root, 3 * SIZE_BYTES)
+    with cache.write("killed", 1) as append:
+        append(0, torch.ones(9000, 2))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_killed_writers_left_goes_for_a_new_entry(tmp_path: Path) -> None:
+    """It was never counted and never removed, so that the cache outgrew its budget and the disk."""
+    for _ in range(2):
+        writer = multiprocessing.get_context("fork").Process(
+            target=write_until_killed, args=(tmp_path,)
+        )
+        writer.start()
+        writer.join()
+    cache = FeatureCache(tmp_path, 3 * SIZE_BYTES)
+    write_entry(cache, "a")
+    assert len(list((tmp_path / "features").iterdir())) == 3
+    assert cache.make_room(SIZE_BYTES)
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["a"]
+
+
+def test_entries_that_others_are_writing_count(cache: FeatureCache) -> None:
+    """Of another host it is not known whether they live: their files go after hours."""
+    write_entry(cache, "a")
+    folder = cache._store.root / "features" / ".b-another-host-12-0123abcd"
+    folder.mkdir()
+    (folder / "rows.bin").write_bytes(b"0" * SIZE_BYTES)
+    assert not cache.make_room(2 * SIZE_BYTES + 1)
+    assert cache.make_room(2 * SIZE_BYTES) and cache.find("a") is None
+    with cache.write("own", 1) as append:  # this process lives
+        append(0, torch.ones(9000, 2))
+        assert not cache.make_room(2 * SIZE_BYTES)
+    long_ago = time.time() - 7 * 3600
+    for path in (folder / "rows.bin", folder):
+        os.utime(path, (long_ago, long_ago))
+    assert cache.make_room(3 * SIZE_BYTES)
+    assert list((cache._store.root / "features").iterdir()) == []
 
 
 def test_the_key_depends_on_the_whole_identity() -> None:
