@@ -66,7 +66,9 @@ def evaluate_folds(
         )
     splits = ("train", "dev") if dev_only else SPLITS
     own = predicted_from or [WeightedEncoder(1.0, encoder, caches)]
-    precomputed = precompute_means(spec, own, corpora, device, splits)
+    # Crops are not among the means of recordings: those of a prediction need every encoder.
+    shares = not (predicted_from and spec.options.get("crops"))
+    precomputed = precompute_means(spec, own, corpora, device, splits) if shares else None
     others = (
         precompute_means(spec, compared_with, corpora, device, splits) if compared_with else None
     )
@@ -135,7 +137,7 @@ def precompute_means(
     splits: Sequence[str],
 ) -> PrecomputedFeatures | None:
     """Encodes every recording of all folds once by each encoder, for a task that needs only means;
-    ``None`` where a corpus has no ``audio_ids``."""
+    ``None`` where a corpus has no ``audio_ids``. They lack the crops of utterances."""
     if not TASKS.get(spec.task).pooled or not all(corpus.audio_ids for corpus in corpora):
         return None
     # One corpus of all recordings: the folds list the same ones, in different splits.

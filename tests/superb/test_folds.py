@@ -17,11 +17,13 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.superb.evaluate import SharedCaches, evaluate
+from speechft_ray.superb.evaluate import SharedCaches, WeightedEncoder, evaluate
 from speechft_ray.superb.folds import average_scores, evaluate_folds
+from speechft_ray.superb.interpolation import compute_weights
 from speechft_ray.sweep.inputs import Inputs
 from speechft_ray.sweep.plan import make_plan
 from tests.speech.toy_models import toy_encoder
+from tests.superb.test_interpolation import move
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 from tests.sweep.fakes import sweep
 
@@ -149,6 +151,46 @@ def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Pa
     assert read_scores(facts) == read_scores(expected)
     evaluate_split(True, again)
     assert sum(again.calls) == (0 if cached else 36)
+
+
+@pytest.mark.parametrize("crops", [0, 2])
+def test_predicted_features_of_folds_and_of_their_crops_are_those_of_the_line(crops: int) -> None:
+    """Crops were once encoded by the first encoder of the line alone, whole utterances predicted:
+    probes trained on features of one alpha and were scored on those of another."""
+    whole = toy_corpus({"train": 30}, seed=1)
+    audio_ids = {utterance.key: f"sha of {utterance.key}" for utterance in whole.utterances}
+    turns = ("train", "dev", "test")
+    moved = [move(point) for point in (0.0, 0.5, 1.0)]
+    weights = compute_weights((0.0, 0.5, 1.0), 0.8)
+    line = [WeightedEncoder(*pair, None) for pair in zip(weights, moved, strict=True)]
+    options = {"crops": crops, "crop_seconds": 0.3} if crops else {}
+    results = []
+    for with_ids in (False, True):
+        corpora = [
+            replace(
+                whole,
+                fingerprint=f"fold {number}",
+                utterances=[
+                    replace(item, split=turns[(index + number) % 3])
+                    for index, item in enumerate(whole.utterances)
+                ],
+                audio_ids=audio_ids if with_ids else {},
+            )
+            for number in range(3)
+        ]
+        first = move(0.0)
+        facts = evaluate_folds(
+            spec(folds=FOLDS, options=options, learning_rate=1e-2, updates=30),
+            first,
+            corpora,
+            CPU,
+            lambda _: None,
+            dev_only=True,
+            predicted_from=line,
+        )
+        assert not first.calls
+        results.append(read_scores(facts))
+    assert results[0] == results[1]
 
 
 def test_folds_store_the_front_end_once(tmp_path: Path) -> None:
