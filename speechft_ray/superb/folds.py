@@ -137,9 +137,15 @@ def precompute_means(
     splits: Sequence[str],
 ) -> PrecomputedFeatures | None:
     """Encodes every recording of all folds once by each encoder, for a task that needs only means;
-    ``None`` where a corpus has no ``audio_ids``. They lack the crops of utterances."""
+    ``None`` where a corpus has no ``audio_ids``, or where the corpora change waves in several ways.
+    They lack the crops of utterances."""
     if not TASKS.get(spec.task).pooled or not all(corpus.audio_ids for corpus in corpora):
         return None
+    transforms = {corpus.files.transform if corpus.files else "" for corpus in corpora}
+    if len(transforms) > 1:
+        return None
+    (transform,) = transforms
+    changed = {"transform": transform} if transform else {}
     # One corpus of all recordings: the folds list the same ones, in different splits.
     owners = {
         corpus.audio_ids[utterance.key]: (corpus, utterance)
@@ -155,7 +161,7 @@ def precompute_means(
 
     union = Corpus(
         name=corpora[0].name,
-        fingerprint=fingerprint({"recordings": list(indices)}),
+        fingerprint=fingerprint({"recordings": list(indices), **changed}),
         utterances=[
             Utterance(key=name, split="train", samples=owners[name][1].samples, labels={})
             for name in indices

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
-from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.corpora.base import Corpus, CorpusFiles
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import SharedCaches, WeightedEncoder, evaluate
@@ -23,6 +23,7 @@ from speechft_ray.superb.interpolation import compute_weights
 from speechft_ray.sweep.inputs import Inputs
 from speechft_ray.sweep.plan import make_plan
 from tests.speech.toy_models import toy_encoder
+from tests.superb.test_feature_store import no_source
 from tests.superb.test_interpolation import move
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 from tests.sweep.fakes import sweep
@@ -191,6 +192,51 @@ def test_predicted_features_of_folds_and_of_their_crops_are_those_of_the_line(cr
         assert not first.calls
         results.append(read_scores(facts))
     assert results[0] == results[1]
+
+
+def test_folds_of_changed_waves_have_features_of_their_own(tmp_path: Path) -> None:
+    """The same files read with a gain once took the features of those without, and back. Folds
+    that differ in their gain share nothing."""
+    whole = toy_corpus({"train": 30}, seed=1)
+    audio_ids = {utterance.key: f"sha of {utterance.key}" for utterance in whole.utterances}
+    turns = ("train", "dev", "test")
+
+    def make_fold(number: int, transform: str) -> Corpus:
+        gain = 0.001 if transform else 1.0
+        return replace(
+            whole,
+            fingerprint=f"{transform} fold {number}",
+            utterances=[
+                replace(item, split=turns[(index + number) % 3])
+                for index, item in enumerate(whole.utterances)
+            ],
+            audio_ids=audio_ids,
+            read=lambda utterance: whole.read(utterance) * gain,
+            files=CorpusFiles(root=tmp_path, source_of=no_source, transform=transform),
+        )
+
+    def score(name: str, *transforms: str) -> tuple[list[Score], int]:
+        encoder = ToyEncoder()
+        caches = SharedCaches(
+            cache=FeatureCache(tmp_path / name, 1 << 24), encoder="toy", front_end=None
+        )
+        facts = evaluate_folds(
+            spec(folds=FOLDS, learning_rate=1e-2, updates=20),
+            encoder,
+            [make_fold(number, transform) for number, transform in enumerate(transforms)],
+            CPU,
+            lambda _: None,
+            caches=caches,
+        )
+        return read_scores(facts), sum(encoder.calls)
+
+    alone = score("own", "gain", "gain", "gain")
+    plain = score("shared", "", "", "")
+    assert alone[0] != plain[0] and plain[1] == 30
+    assert score("shared", "gain", "gain", "gain") == alone
+    assert score("shared", "", "", "") == (plain[0], 0)
+    mixed = score("mixed", "", "gain", "")
+    assert mixed[1] == 2 * 30
 
 
 def test_folds_store_the_front_end_once(tmp_path: Path) -> None:
