@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from rich.console import Console
 
+from speechft_ray.commands.evaluate import print_evaluation
+from speechft_ray.commands.json_output import describe_evaluation
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
@@ -237,6 +240,52 @@ def test_folds_of_changed_waves_have_features_of_their_own(tmp_path: Path) -> No
     assert score("shared", "", "", "") == (plain[0], 0)
     mixed = score("mixed", "", "gain", "")
     assert mixed[1] == 2 * 30
+
+
+def test_what_happened_in_the_folds_is_told_of_the_whole() -> None:
+    """A rate that every fold selects for itself, recordings that were left out, a full disk."""
+    corpora = [
+        replace(toy_corpus({"train": 24, "dev": 8, "test": 12}, seed=seed), skipped=skipped)
+        for seed, skipped in enumerate(({"train": 1, "dev": 0}, {"train": 0, "dev": 2}, {}))
+    ]
+    facts: Any = evaluate_folds(
+        spec(folds=FOLDS, learning_rate=[1e-4, 3e-3, 1e-2], patience=1, updates=10, seeds=1),
+        ToyEncoder(),
+        corpora,
+        CPU,
+        lambda _: None,
+    )
+    rates, ends = (
+        [fold[name] for fold in facts["folds"]] for name in ("learning_rate", "last_update")
+    )
+    assert len(set(rates)) > 1
+    assert (facts["learning_rate"], facts["last_update"]) == (rates, ends)
+    assert facts["skipped"] == {"dev": 2, "train": 1} and "notes" not in facts
+    assert describe_evaluation(facts)["learning_rate"] == rates
+    console = Console(record=True, width=200)
+    notes = ["the disk was full"]
+    print_evaluation({**facts, "spec": {"patience": 1}, "notes": notes}, console)
+    lines = console.export_text().splitlines()
+    by_fold = ", ".join(f"{rate:g}" for rate in rates)
+    assert f"learning rates by fold {by_fold}, 10 updates, 1 probe seed" in lines
+    assert f"patience 1: training ended at update {'; '.join(str(*end) for end in ends)}" in lines
+    assert "left out, since they cannot be read: 2 of dev, 1 of train" in lines
+
+
+def test_a_full_disk_of_the_folds_is_noted_once(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, 1 << 24)
+    cache.is_disk_full = True
+    facts: Any = evaluate_folds(
+        spec(folds=FOLDS),
+        ToyEncoder(),
+        [toy_corpus({"train": 24, "dev": 8, "test": 12}, seed=seed) for seed in range(3)],
+        CPU,
+        lambda _: None,
+        caches=SharedCaches(cache=cache, encoder="toy", front_end=None),
+    )
+    (note,) = facts["notes"]
+    assert "the disk of the feature cache was full" in note
+    assert isinstance(facts["learning_rate"], float)
 
 
 def test_folds_store_the_front_end_once(tmp_path: Path) -> None:
