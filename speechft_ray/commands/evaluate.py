@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,19 +169,23 @@ def print_evaluation(facts: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     seeds = f"{facts['seeds']} probe seed{'s' if facts['seeds'] != 1 else ''}"
-    console.print(
-        f"learning rate {facts['learning_rate']:g}, {facts['updates']} updates, {seeds}",
-        highlight=False,
-    )
+    rate = facts["learning_rate"]
+    chosen = f"rate {rate:g}" if isinstance(rate, float) else f"rates by fold {_join(rate)}"
+    console.print(f"learning {chosen}, {facts['updates']} updates, {seeds}", highlight=False)
     if "last_update" in facts:
-        patience, ended = facts["spec"]["patience"], ", ".join(map(str, facts["last_update"]))
-        console.print(f"patience {patience}: training ended at update {ended}", highlight=False)
+        patience, ended = facts["spec"]["patience"], facts["last_update"]
+        by_fold = "; ".join(map(_join, ended)) if isinstance(ended[0], list) else _join(ended)
+        console.print(f"patience {patience}: training ended at update {by_fold}", highlight=False)
     for note in facts.get("notes", []):
         console.print(f"note: {note}", highlight=False, markup=False)
     skipped = {split: count for split, count in facts.get("skipped", {}).items() if count}
     if skipped:
         counts = ", ".join(f"{count} of {split}" for split, count in skipped.items())
         console.print(f"left out, since they cannot be read: {counts}", highlight=False)
+
+
+def _join(numbers: Iterable[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _display(missing: Mapping[str, Any], console: Console) -> ProgressDisplay:

@@ -16,7 +16,7 @@ from speechft_ray.commands.unused import (
     measure_use,
     remove_unused,
 )
-from speechft_ray.core.store import Store, measure_folder
+from speechft_ray.core.store import CACHE, WORK, Store, measure_folder
 from speechft_ray.report.winner import Winner, list_records, read_record
 
 SHOWN_ITEMS = 20
@@ -45,7 +45,7 @@ def print_sweeps(store: Store, console: Console) -> None:
     sizes = Counter[str]()
     for (stage, _), size in use.bytes_of.items():
         sizes[stage] += size
-    sizes |= {name: measure_folder(store.root / name) for name in ("corpora", "cache", "work")}
+    sizes |= {name: measure_folder(store.root / name) for name in ("corpora", CACHE, WORK)}
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items() if size)
     text = Text(f"\n{store.address}: {parts or 'empty'}")
     console.print(text, highlight=False, soft_wrap=True)

@@ -31,6 +31,7 @@ from speechft_ray.report.table import (
 )
 from speechft_ray.report.winner import label_plan, select_winner, write_record
 from speechft_ray.report.write import ReportData, write_report
+from speechft_ray.stages.dev_is_test import mark_dev_is_test
 from speechft_ray.stages.leaks import Identity, find_leaks
 from speechft_ray.stages.unlearnt import mark_unlearnt
 from speechft_ray.stages.untuned import mark_untuned
@@ -95,7 +96,7 @@ def read_report_data(
     those of the plan, where they were read already.
     """
     rows = mark_untuned(read_rows(plan, store) if rows is None else rows, plan, store)
-    rows = mark_unlearnt(rows, plan, store)
+    rows = mark_dev_is_test(mark_unlearnt(rows, plan, store), plan.spec)
     if search:
         search = replace(
             search,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from speechft_ray.commands.stored import list_sweeps
 from speechft_ray.core.errors import UserError, unknown_name
-from speechft_ray.core.store import DAMAGED, WORK, Entry, Store
+from speechft_ray.core.store import CACHE, DAMAGED, FEATURES, WORK, Entry, Store
 from speechft_ray.report.winner import FOLDER as SWEEPS
 from speechft_ray.report.winner import list_records, read_record
 from speechft_ray.sweep.claims import FOLDER as CLAIMS
@@ -215,7 +215,7 @@ def _list_unused(
             yield _make_unused(f"unfinished work {entry.name}", WORK, entry)
     for entry in store.list_entries(DAMAGED):
         yield _make_unused(f"damaged {entry.name}", DAMAGED, entry)
-    for stage in (*STAGES, "corpus", "evaluate"):
+    for stage in (*STAGES, "corpus", "evaluate", f"{CACHE}/{FEATURES}"):
         for entry in store.list_left_over(stage):
             yield _make_unused(f"left over in {stage}: {entry.name}", stage, entry)
     stored = {entry.name: entry for entry in store.list_entries(PLANS)}

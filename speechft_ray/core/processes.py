@@ -20,6 +20,18 @@ def find_start(process: int) -> str | None:
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else None
 
 
+def is_running(process: int) -> bool:
+    """Whether a process of this host runs; one that has ended and that nobody waited for does
+    not."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # it is another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return find_start(process) is not None or not Path("/proc/self/stat").exists()
+
+
 def kill_process(process: int, started: str | None) -> None:
     """Kills a process, unless its number belongs to another one by now."""
     if find_start(process) == started:

@@ -34,8 +34,15 @@ LOCKS = "locks"
 """Folder of the store with leases."""
 DAMAGED = "damaged"
 """Folder of the store with units that were set aside."""
+CACHE = "cache"
+"""Folder of a storage that is a store of its own: features that evaluations share."""
+FEATURES = "features"
+"""The stage of all units in it."""
 WORK = "work"
 """Folder of the store with unfinished work, ``<stage>-<fingerprint>`` for each unit."""
+
+DISCARDED = ".discarded-"
+"""How the name of a folder begins whose files are being removed."""
 
 MANIFESTS_IN_MEMORY = 64
 """A row of a table is read in several places, one after the other: its evaluations, its merge."""
@@ -192,16 +199,22 @@ class Store:
     def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
         """Returns the facts of a complete unit. Raises ``UserError`` for a manifest that is
         unreadable or was changed after it was written."""
-        path = self._manifest_path(stage, fingerprint)
         try:
-            status = os.stat(path)  # noqa: PTH116
-            version = (status.st_ctime_ns, status.st_size, status.st_ino)
-            return dict(_read_manifest(path, version))
+            return self.read_manifest(stage, fingerprint)
         except (OSError, ValueError) as error:
+            path = self._manifest_path(stage, fingerprint)
             raise UserError(
                 f"`{path}` cannot be read ({error}): `speechft run` sets this unit aside and "
                 "computes it again, and so does `speechft verify --repair` for a whole storage."
             ) from None
+
+    def read_manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        """Returns the facts of a complete unit. Raises ``OSError`` where they cannot be read, and
+        ``ValueError`` where they are not what was written."""
+        path = self._manifest_path(stage, fingerprint)
+        status = os.stat(path)  # noqa: PTH116
+        version = (status.st_ctime_ns, status.st_size, status.st_ino)
+        return dict(_read_manifest(path, version))
 
     def _manifest_path(self, stage: str, fingerprint: str) -> str:
         # Asked for several times for each of ten thousand units: a `Path` would take most time.
@@ -305,11 +318,11 @@ class Store:
         )
 
     def discard(self, stage: str, fingerprint: str) -> None:
-        """Removes a unit from the store, so that it is computed again."""
+        """Removes a unit from the store, if it is there, so that it is computed again."""
         folder = self._path(stage, fingerprint)
-        if folder.exists():
-            # Readers must not see a part of the unit while its files are removed.
-            hidden = folder.with_name(f".discarded-{folder.name}-{uuid.uuid4().hex[:8]}")
+        # Readers must not see a part of the unit while its files are removed.
+        hidden = folder.with_name(f"{DISCARDED}{folder.name}-{uuid.uuid4().hex[:8]}")
+        with suppress(FileNotFoundError):  # another process may have removed it meanwhile
             folder.rename(hidden)
             shutil.rmtree(hidden, ignore_errors=True)
 

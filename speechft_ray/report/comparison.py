@@ -113,7 +113,17 @@ def headline(lines: Sequence[TableLine]) -> str:
     comparisons = compare_with_controls(lines)
     parts = [item.sentence() for item in comparisons]
     text = f"{text}: {', and '.join(parts)}." if parts else f"{text}; no control has a score yet."
-    return " ".join([text, *_preferred_controls(lines), *_limits(best, comparisons)])
+    more = [*_explain_selection(best), *_preferred_controls(lines), *_limits(best, comparisons)]
+    return " ".join([text, *more])
+
+
+def _explain_selection(best: TableLine) -> list[str]:
+    """Returns a sentence where the winner was selected on test."""
+    if not best.dev_is_test:
+        return []
+    names = " and ".join(map(metric_title, best.dev_is_test))
+    sentence = f"Dev of {names} is the test set, as in s3prl, so this choice has seen it"
+    return [f"{sentence}: `options: {{protocol: clean}}` of the evaluation selects on dev."]
 
 
 def _preferred_controls(lines: Sequence[TableLine]) -> list[str]:

@@ -181,6 +181,8 @@ class TableLine:
     """Which fine-tuning runs of its encoders changed nothing, and why."""
     unlearnt: tuple[str, ...] = ()
     """Which fine-tuning runs of its encoders learnt next to nothing."""
+    dev_is_test: tuple[str, ...] = ()
+    """Metrics that take part in selecting the winner and whose dev set is their test set."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % intervals of test metrics and of the score over other test speakers."""
     tests: Mapping[str, TestSets] = field(default_factory=dict, compare=False, repr=False)
@@ -273,6 +275,7 @@ def _line(
         stopped=tuple(f"{_seed_prefix(row)}{row.stopped}" for row in rows if row.stopped),
         untuned=tuple(dict.fromkeys(row.untuned for row in rows if row.untuned)),
         unlearnt=tuple(dict.fromkeys(row.unlearnt for row in rows if row.unlearnt)),
+        dev_is_test=tuple(dict.fromkeys(name for row in rows for name in row.dev_is_test)),
     )
 
 

@@ -10,7 +10,7 @@ from speechft_ray.core.units import SAMPLE_RATE_HZ
 
 class BatchRule(NamedTuple):
     """How utterances that are only encoded share batches. Which rule it is changes the last bits of
-    their states alone."""
+    their states alone, and so does with whom an utterance shares one (on a CPU below 2 s)."""
 
     padded: bool
     """Whether utterances of different lengths share a batch."""

@@ -23,7 +23,7 @@ from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.rung_spec import SCREEN_FACT
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
-from speechft_ray.core.store import Store
+from speechft_ray.core.store import CACHE, Store
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.merging.base import METHODS
 from speechft_ray.merging.distance import compute_relative_distance
@@ -289,7 +289,7 @@ def _read_encoder(job: Job, store: Store) -> EncoderWeights:
 
 
 def _open_cache(place: Place, store: Store) -> FeatureCache:
-    return FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9))
+    return FeatureCache(Path(place.cache or store.root / CACHE), int(place.cache_gb * 1e9))
 
 
 def _select_device(place: Place) -> torch.device:

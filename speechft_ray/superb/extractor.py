@@ -8,8 +8,9 @@ s3prl evaluates most tasks. Utterances share batches by a rule for the device
 (``speech.batching``).
 
 Means over frames are float32. Frame states are rounded to float16 wherever they are stored
-(``superb.features``), in memory, on disk or not at all, so that no number depends on the place;
-normalised states are of the order of one, which float16 resolves to 1/1000.
+(``superb.features``), in memory, on disk or not at all, so that no number depends on the place, but
+last bits depend on the batch; normalised states are of the order of one, which float16 resolves to
+1/1000.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from speechft_ray.core.specs import FeatureForm
 from speechft_ray.core.units import frame_count
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.features.cache import Entry, FeatureCache
+from speechft_ray.speech.features.rows import allow_open_files
 from speechft_ray.speech.heads.featurizer import Basis
 from speechft_ray.superb.extractor import Advance, Extractor
 from speechft_ray.superb.feature_forms import CompactForm, ExactForm, Form, Int8Form, fit_basis
@@ -168,8 +169,10 @@ class FeatureStore:
         """Returns the shard of each utterance and its index there; ``None`` where it is not stored.
 
         Shards that are missing are encoded and written. ``advance`` counts the utterances that are
-        then stored.
+        then stored. The files of the shards stay open, so that another process may remove them,
+        until ``close_files``.
         """
+        allow_open_files(len(self._shards))
         places = self.list_places(utterances)
         times = Counter(places)
         located: dict[int, tuple[Entry, int]] = {}
@@ -184,6 +187,13 @@ class FeatureStore:
                 located |= {place: (entry, index) for index, place in enumerate(part)}
                 advance(sum(times[place] for place in part))
         return [located.get(place) for place in places]
+
+    def close_files(self, located: Iterable[tuple[Entry, int] | None]) -> None:
+        """Lets go of the shards of ``locate``: their files are closed with the last reader."""
+        closed = {id(place[0]) for place in located if place}
+        self._entries = {
+            number: entry for number, entry in self._entries.items() if id(entry) not in closed
+        }
 
     def _part_on_disk(self, shard: range) -> range:
         return range(shard.start, min(shard.stop, max(shard.start, self.stored_count)))

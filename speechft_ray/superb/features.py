@@ -80,7 +80,8 @@ def load_features(
     store: FeatureStore, splits: Mapping[str, Sequence[Utterance]], advance: Advance
 ) -> dict[str, Features]:
     """Returns the features of each split: on disk as far as the budget of the cache goes, in memory
-    while they fit, and otherwise encoded for every batch.
+    while they fit, and otherwise encoded for every batch. Means that are not on disk are always in
+    memory.
 
     The sizes follow from the numbers of frames; nothing is tried out.
     """
@@ -90,16 +91,18 @@ def load_features(
         located = store.locate(utterances, advance)
         missing = [index for index, place in enumerate(located) if place is None]
         size_bytes = size_in_bytes(store, utterances)
-        if size_bytes <= free_bytes or (store.extractor.pooled and missing):
-            # Means are small: encoding them for every batch costs more than any amount of memory.
+        # Means are small: encoding them for every batch costs more than any amount of memory.
+        keeps_all = store.extractor.pooled
+        if size_bytes <= free_bytes or (keeps_all and len(missing) == len(utterances)):
             free_bytes -= size_bytes
             features[split] = _load_into_memory(store, utterances, located, advance)
+            store.close_files(located)
             continue
         # Of what is not on disk, the first utterances are held in memory.
         in_memory: list[int] = []
         for index in missing:
             size_bytes = store.count_bytes(utterances[index])
-            if size_bytes > free_bytes:
+            if size_bytes > free_bytes and not keeps_all:
                 break
             free_bytes -= size_bytes
             in_memory.append(index)
@@ -192,9 +195,9 @@ def _join(
     location: Location = "disk"
     if in_memory:
         own = store.list_places([utterances[index] for index in in_memory])
-        rows_of = dict(store.encode(own))
+        rows_of = {place: rows.cpu() for place, rows in store.encode(own)}
         pieces = [rows_of[place] for place in own]
-        held = MemoryRows(torch.cat(pieces).cpu(), list(map(len, pieces)))
+        held = MemoryRows(torch.cat(pieces), list(map(len, pieces)))
         location = "mixed" if places else "memory"
         places |= {index: (held, position) for position, index in enumerate(in_memory)}
     anew = [index for index in range(len(utterances)) if index not in places]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,8 +47,10 @@ def evaluate_folds(
     """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
 
     ``scores`` and ``feature_error`` are then means over folds, seed by seed and layer by layer,
-    ``counts`` has one item per fold, and ``folds`` holds the facts of each. ``work`` has a folder
-    for each fold, and ``pause_at`` is that of each. All else is as in ``evaluate``.
+    ``counts`` has one item per fold, and ``folds`` holds the facts of each. ``learning_rate`` and
+    ``last_update`` are lists of those of each fold, the rate only where folds selected several;
+    ``skipped`` is the largest number of a fold, and ``notes`` has those of all. ``work`` has a
+    folder for each fold, and ``pause_at`` is that of each. All else is as in ``evaluate``.
     """
     if len(corpora) == 1:
         return evaluate(
@@ -66,7 +68,9 @@ def evaluate_folds(
         )
     splits = ("train", "dev") if dev_only else SPLITS
     own = predicted_from or [WeightedEncoder(1.0, encoder, caches)]
-    precomputed = precompute_means(spec, own, corpora, device, splits)
+    # Crops are not among the means of recordings: those of a prediction need every encoder.
+    shares = not (predicted_from and spec.options.get("crops"))
+    precomputed = precompute_means(spec, own, corpora, device, splits) if shares else None
     others = (
         precompute_means(spec, compared_with, corpora, device, splits) if compared_with else None
     )
@@ -95,11 +99,29 @@ def evaluate_folds(
     return {
         "scores": [score.model_dump(mode="json") for score in scores],
         "counts": counts,
-        **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},
+        **{name: folds[0][name] for name in ("seeds", "updates")},
+        **_summarize(folds),
         "encoded_seconds": round(encoded, 1),
         **_average_errors(precomputed, others, folds),
         "folds": [dict(facts) for facts in folds],
     }
+
+
+def _summarize(folds: Sequence[Mapping[str, Any]]) -> dict[str, JsonValue]:
+    """Returns what happened in the folds, for those who look at the evaluation as a whole."""
+    rates = [fold["learning_rate"] for fold in folds]
+    facts: dict[str, JsonValue] = {
+        "learning_rate": rates[0] if len(set(rates)) == 1 else rates,
+        "skipped": {
+            split: max(fold["skipped"].get(split, 0) for fold in folds)
+            for split in sorted({split for fold in folds for split in fold["skipped"]})
+        },
+    }
+    if "last_update" in folds[0]:
+        facts["last_update"] = [fold["last_update"] for fold in folds]
+    if notes := dict.fromkeys(note for fold in folds for note in fold.get("notes", ())):
+        facts["notes"] = list(notes)
+    return facts
 
 
 def _average_errors(
@@ -135,9 +157,15 @@ def precompute_means(
     splits: Sequence[str],
 ) -> PrecomputedFeatures | None:
     """Encodes every recording of all folds once by each encoder, for a task that needs only means;
-    ``None`` where a corpus has no ``audio_ids``."""
+    ``None`` where a corpus has no ``audio_ids``, or where the corpora change waves in several ways.
+    They lack the crops of utterances."""
     if not TASKS.get(spec.task).pooled or not all(corpus.audio_ids for corpus in corpora):
         return None
+    transforms = {corpus.files.transform if corpus.files else "" for corpus in corpora}
+    if len(transforms) > 1:
+        return None
+    (transform,) = transforms
+    changed = {"transform": transform} if transform else {}
     # One corpus of all recordings: the folds list the same ones, in different splits.
     owners = {
         corpus.audio_ids[utterance.key]: (corpus, utterance)
@@ -153,7 +181,7 @@ def precompute_means(
 
     union = Corpus(
         name=corpora[0].name,
-        fingerprint=fingerprint({"recordings": list(indices)}),
+        fingerprint=fingerprint({"recordings": list(indices), **changed}),
         utterances=[
             Utterance(key=name, split="train", samples=owners[name][1].samples, labels={})
             for name in indices

@@ -49,7 +49,8 @@ class TrainedProbe:
     probe: Probe
     best_update: int
     last_update: int
-    """The update at which training ended: less than all only with ``Schedule.patience``."""
+    """The update at which training ended or paused: less than those of the schedule only with
+    ``Schedule.patience``."""
     dev: Mapping[str, float]
     """Every metric of dev at ``best_update``."""
     dev_predictions: Sequence[Any]

@@ -56,10 +56,11 @@ def update_best(
 
 
 def find_last_update(best: Best | None, schedule: Schedule) -> int:
-    """Returns the update at which a training ends unless a validation until then is better."""
+    """Returns the update at which a training ends, or pauses, unless a validation until then is
+    better."""
     if best is None or schedule.patience is None:
-        return schedule.updates
-    return min(schedule.updates, best.update + schedule.patience * schedule.validate_every_updates)
+        return schedule.stop
+    return min(schedule.stop, best.update + schedule.patience * schedule.validate_every_updates)
 
 
 def pack_best(best: Best | None) -> dict[str, Any] | None:

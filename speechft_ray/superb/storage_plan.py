@@ -1,8 +1,9 @@
 """Plans which features of a corpus are stored: pure functions of sizes, budget and nothing else.
 
 Neither the form of the features nor which utterances are stored depends on what a disk has free, so
-that a repeated run reads what an earlier one wrote. Which utterances are stored changes no number;
-the form does, and is part of an evaluation's identity. ``auto`` therefore compares with a constant:
+that a repeated run reads what an earlier one wrote. Which utterances are stored changes no number
+but the last bits of those that then share other batches (``speech.batching``); the form does, and
+is part of an evaluation's identity. ``auto`` therefore compares with a constant:
 ``--cache-gb`` belongs to a machine, and ``plan``, ``status`` and ``report`` do not have it.
 """
 

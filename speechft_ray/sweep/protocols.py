@@ -118,6 +118,8 @@ class EncoderRow:
     be selected."""
     unlearnt: str | None = None
     """Which of its fine-tuning runs learnt next to nothing, and what to change."""
+    dev_is_test: tuple[str, ...] = ()
+    """Metrics that take part in selecting the best merge and whose dev set is their test set."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Its resolved spec and that of its fine-tuning runs by dotted name (``sweep.fields``)."""
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -60,14 +60,17 @@ def test_only_what_no_sweep_needs_is_removed(
     kept = storage_copy / "evaluate" / ("d" * 16)
     (storage_copy / "merge" / ".half-host-1").mkdir()
     (storage_copy / "merge" / ".half-host-1" / "file").write_bytes(b"0" * 500)
+    shard = storage_copy / "cache" / "features" / ".shard-host-12-0123abcd"
+    shard.mkdir(parents=True)
+    (shard / "rows.bin").write_bytes(b"0" * 500)
     with_more = list_paths(storage_copy)
     # Younger than a day: a verb outside any sweep may be at work with them.
     assert main(["gc", "--storage", str(storage_copy), "--yes"]) == 0
-    assert "younger than 24 h: 4 items, 3 kB" in capsys.readouterr().out
+    assert "younger than 24 h: 5 items, 4 kB" in capsys.readouterr().out
     assert list_paths(storage_copy) == with_more
     # First it is only printed.
     assert gc(storage_copy) == 0
-    assert "would be removed: 4 items, 3 kB" in capsys.readouterr().out
+    assert "would be removed: 5 items, 4 kB" in capsys.readouterr().out
     assert list_paths(storage_copy) == with_more
     assert gc(storage_copy, "--yes") == 0
     # An evaluation is never removed: it is small, and took long.

@@ -199,6 +199,22 @@ def test_what_an_interrupted_discard_leaves_is_not_listed(
     assert store.fingerprints("merge") == []
 
 
+def test_a_unit_that_another_process_discards_at_the_same_moment_is_no_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers that make room in one cache choose the same oldest entry."""
+    publish(store)
+    rename = Path.rename
+
+    def lose_the_race(self: Path, target: Path) -> Path:
+        shutil.rmtree(self)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", lose_the_race)
+    store.discard("merge", "f1")
+    assert everything(store) == []
+
+
 def test_fingerprints_are_sorted_and_by_stage(store: Store) -> None:
     for name in ("b", "a"):
         publish(store, fingerprint=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from speechft_ray.report.comparison import compare_with_controls, headline
 from speechft_ray.report.lines import find_winner, group_rows, metric_names
 from speechft_ray.report.series import make_series
 from speechft_ray.report.table import csv_table, incomplete_lines, table_cells
+from speechft_ray.stages.dev_is_test import mark_dev_is_test
 from tests.report.report_data import REFERENCES, ROWS, make_row
+from tests.sweep.fakes import sweep
 
 
 def test_rows_that_differ_in_seed_alone_are_one_line_with_mean_and_sample_deviation() -> None:
@@ -115,6 +118,22 @@ def test_the_answer_names_the_differences_and_that_they_cannot_be_judged_without
         "and 152.33 above stable fine-tuning (not judged: not every metric has counts). "
         "On dev stable fine-tuning (990.00) scores higher than every merge (878.00)."
     )
+
+
+def test_the_answer_says_that_test_selected_where_it_is_dev() -> None:
+    def answer(**fields: Any) -> str:
+        evaluations = [{"task": "sid", "corpus": {}, "updates": 1}, {"updates": 1, **fields}]
+        return headline(group_rows(mark_dev_is_test(ROWS, sweep(evaluate=evaluations))))
+
+    asv: dict[str, Any] = {"task": "asv", "corpus": {}}
+    sentence = "Dev of ASV EER is the test set, as in s3prl, so this choice has seen it"
+    assert sentence in answer(**asv)
+    for fields in (
+        {**asv, "options": {"protocol": "clean"}},
+        {**asv, "in_score": False},
+        {"task": "er", "corpus": {}},
+    ):
+        assert answer(**fields) == headline(group_rows(ROWS))
 
 
 def test_a_line_with_fewer_seeds_cannot_win_by_that() -> None:

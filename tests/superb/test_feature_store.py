@@ -22,6 +22,7 @@ from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.feature_store import FeatureStorage, FeatureStore
 from speechft_ray.superb.features import load_features, open_features, prepare_features
+from speechft_ray.superb.row_features import RowFeatures
 from speechft_ray.superb.storage_facts import describe_storage
 from tests.speech.toy_models import toy_encoder, toy_hubert
 from tests.superb.toy_models import toy_corpus
@@ -126,6 +127,40 @@ def test_tasks_of_one_corpus_encode_each_utterance_once_and_a_sweep_its_front_en
     assert totals == [(count, count), (count, 0)]
 
 
+def count_open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+@contextmanager
+def allow_more_files(count: int) -> Iterator[int]:
+    """Lets this process open so many more files, until it raises the limit; yields how many are
+    open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_open = count_open_files()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (is_open + count, limits[1]))
+    try:
+        yield is_open
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("memory_bytes", [PLENTY, 0])
+def test_more_shards_than_a_process_may_open_files(memory_bytes: int, tmp_path: Path) -> None:
+    """A corpus of 1,000 hours has 2,000 shards. What was read into memory leaves no file open."""
+    extractor, _ = make_extractor(toy_encoder("hubert"))
+    storage = FeatureStorage(memory_bytes, FeatureCache(tmp_path, PLENTY), "toy", shard_frames=1)
+    store = FeatureStore(extractor, SPLITS, storage)
+    with allow_more_files(15) as before:
+        features = load_features(store, SPLITS, lambda _: None)
+        assert {each.location for each in features.values()} == {
+            "memory" if memory_bytes else "disk"
+        }
+        after = count_open_files()
+    assert after - before == (0 if memory_bytes else sum(COUNTS.values()))
+    for split, each in features.items():
+        assert each.batch(slice(0, each.count)).states.shape[1] > len(SPLITS[split])
+
+
 @pytest.mark.parametrize("fields", FORMS)
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
 def test_what_fits_is_encoded_once_and_the_rest_for_every_batch(
@@ -178,6 +213,28 @@ def test_what_is_encoded_anew_reads_the_front_end_as_far_as_it_fits(tmp_path: Pa
         assert [encodings for encodings, _ in counts] == [40, 40]
         for (_, computed), planned in zip(counts, front_ends, strict=True):
             assert abs(computed - planned) <= 2
+
+
+def test_means_on_disk_stay_there_when_others_do_not_fit(tmp_path: Path) -> None:
+    """One shard without room once put the means of the whole split into memory, on a GPU into
+    its own."""
+    extractor, passes = make_extractor(toy_encoder("hubert"))
+    extractor.pooled = True
+    in_memory = prepare_features(extractor, SPLITS, lambda _: None)
+    cache = FeatureCache(tmp_path, 10 * 4 * 2 * 16)  # ten means, float32, of two states of 16
+    storage = FeatureStorage(0, cache, "toy", shard_frames=60)
+    store = FeatureStore(extractor, SPLITS, storage)
+    assert 0 < store.stored_count < len(SPLITS["train"])
+    before, advances = passes.encodings, list[int]()
+    features = load_features(store, SPLITS, advances.append)
+    locations = {split: each.location for split, each in features.items()}
+    assert locations == {"train": "mixed", "dev": "memory", "test": "memory"}
+    assert isinstance(features["train"], RowFeatures)
+    for split, each in features.items():
+        every = slice(0, each.count)
+        assert torch.equal(each.batch(every).states, in_memory[split].batch(every).states)
+    assert passes.encodings - before == sum(advances) == sum(COUNTS.values())
+    assert store.recomputed_count == 0
 
 
 def test_a_list_without_some_utterances_reads_what_the_whole_list_stored(tmp_path: Path) -> None:

@@ -205,6 +205,15 @@ def test_slot_value_cer_sums_edits_and_characters_over_the_corpus() -> None:
     ) == pytest.approx(100 * 2 / 5)
 
 
+def test_tags_in_reference_values_are_dropped_where_s3prl_keeps_them(
+    s3prl_metric: ModuleType,
+) -> None:
+    """A difference that docs/superb.md names."""
+    text = ["ADD B-x FOO B-y BAR E-y TO B-x X E-x"]
+    assert slot_value_cer(text, text) == 0.0
+    assert s3prl_metric.slot_value_cer(text, text) == 0.5
+
+
 def test_slot_value_cer_refuses_references_without_slots() -> None:
     with pytest.raises(UserError, match="at least one slot"):
         slot_value_cer(["B-x A E-x"], ["A"])

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.superb import saved_work
 from speechft_ray.superb.evaluate import evaluate
 from speechft_ray.superb.stacked import _Heads
@@ -116,6 +118,30 @@ def test_a_rung_that_is_killed_goes_on(
         again = evaluate_toy(name, tmp_path, pause_at, validate_every_updates=1, patience=2)
         assert first == again
     assert evaluate_toy(name, tmp_path, validate_every_updates=1, patience=2) == whole
+
+
+@pytest.mark.parametrize("name", ["sid", "pr"])
+@pytest.mark.parametrize("pause_at", [None, 3])
+def test_a_probe_that_diverged_is_an_error_at_a_rung_as_well(
+    name: str, pause_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three updates without effect are few of seven, but all until the rung."""
+
+    def spoil(self: ToyEncoder, waves: Any) -> HiddenStates:
+        encoded = encode(self, waves)
+        return encoded._replace(states=tuple(states * torch.nan for states in encoded.states))
+
+    encode = ToyEncoder.hidden_states
+    monkeypatch.setattr(ToyEncoder, "hidden_states", spoil)
+    with pytest.raises(UserError, match="diverged at the learning rate"):
+        evaluate_toy(name, tmp_path, pause_at)
+
+
+@pytest.mark.parametrize("name", ["sid", "sd"])
+def test_training_ends_at_the_pause_at_the_latest(name: str, tmp_path: Path) -> None:
+    fields = {"validate_every_updates": 1, "patience": 4}
+    assert evaluate_toy(name, tmp_path, 2, **fields)["last_update"] == [2, 2]
+    assert max(evaluate_toy(name, tmp_path, **fields)["last_update"]) > 2
 
 
 def test_a_state_beyond_the_rung_is_not_used(tmp_path: Path) -> None:

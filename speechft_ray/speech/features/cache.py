@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from speechft_ray.core.errors import UserError
-from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.core.store import MANIFEST, Store
+from speechft_ray.core.fingerprint import file_sha256, fingerprint
+from speechft_ray.core.left_over import is_abandoned
+from speechft_ray.core.store import FEATURES, MANIFEST, Store
 from speechft_ray.speech.features.rows import RowReader, RowWriter
 
 FEATURES_VERSION = 1
 """Raised when code changes the values of features, so that older entries are not used."""
 
-_STAGE, _FILE = "features", "rows.bin"
+_FILE = "rows.bin"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 _LASTING = "lasting"
 """Empty file beside the rows of an entry that other encoders use as well."""
@@ -71,19 +71,33 @@ class FeatureCache:
 
     def find(self, key: str, *, verify: bool = True) -> Entry | None:
         """Returns an entry, or ``None`` when there is none. Removes an entry whose bytes have
-        changed; ``verify`` compares their sha256, which one that was just written does not need."""
-        if not self._store.is_complete(_STAGE, key):
-            return None
+        changed; ``verify`` compares their sha256, which one that was just written does not need.
+
+        Raises ``OSError`` where an entry cannot be read and nothing shows that it is damaged: too
+        many open files, a disk or a network file system that fails.
+        """
         try:
-            if verify and self._store.find_damaged_files(_STAGE, key):
-                raise ValueError("its bytes have changed")
-            facts, folder = self._store.manifest(_STAGE, key), self._store.folder(_STAGE, key)
-            os.utime(folder / MANIFEST)  # marks the most recent use
-            reader = RowReader(folder / _FILE, facts["width"], _DTYPES[facts["dtype"]])
-        except (OSError, UserError, KeyError, ValueError):
-            # The entry is damaged, or another process has removed it meanwhile.
-            self._store.discard(_STAGE, key)
+            entry = self._open(key, verify)
+        except FileNotFoundError:
+            # There is none, or another process has removed it; with a manifest it lacks its rows.
+            if self._store.is_complete(FEATURES, key):
+                self._store.discard(FEATURES, key)
             return None
+        except (KeyError, ValueError):
+            self._store.discard(FEATURES, key)
+            return None
+        with suppress(OSError):  # a file of another user cannot be touched
+            os.utime(self._store.folder(FEATURES, key) / MANIFEST)  # marks the most recent use
+        return entry
+
+    def _open(self, key: str, verify: bool) -> Entry:
+        """Opens an entry. Raises ``OSError``, and ``KeyError`` or ``ValueError`` for a damaged
+        one."""
+        facts, folder = self._store.read_manifest(FEATURES, key), self._store.folder(FEATURES, key)
+        for name, written in facts["files"].items() if verify else ():
+            if file_sha256(folder / name) != written["sha256"]:
+                raise ValueError(f"the bytes of {name} have changed")
+        reader = RowReader(folder / _FILE, facts["width"], _DTYPES[facts["dtype"]])
         return Entry(reader, facts["starts"], facts["counts"])
 
     @contextmanager
@@ -124,7 +138,7 @@ class FeatureCache:
     ) -> RowWriter | None:
         """Opens the file of a new entry, which ``stack`` publishes; ``None`` on a full disk."""
         try:
-            folder = stack.enter_context(self._store.publish(_STAGE, key, facts))
+            folder = stack.enter_context(self._store.publish(FEATURES, key, facts))
             if lasting:
                 (folder / _LASTING).touch()
             return stack.enter_context(RowWriter(folder / _FILE))
@@ -140,30 +154,42 @@ class FeatureCache:
 
     def make_room(self, size_bytes: int) -> bool:
         """Removes entries until a new one of this size fits: the least recently used first, and
-        those that other encoders use (``lasting``) after all others.
+        those that other encoders use (``lasting``) after all others. Files of writers that were
+        killed go in any case.
 
-        Returns false, and removes nothing, when it does not fit beside those that are
-        ``protected``, or the disk is full.
+        Returns false, and removes no entry, when it does not fit beside those that are
+        ``protected`` and those that are being written, or the disk is full.
         """
-        entries = self._entries()
-        total = sum(size for _, _, size, _ in entries)
-        needed = sum(size for _, _, size, key in entries if key in self.protected)
+        entries, unfinished = self._entries(), self._count_unfinished()
+        total = unfinished + sum(size for _, _, size, _ in entries)
+        needed = unfinished + sum(size for _, _, size, key in entries if key in self.protected)
         if needed + size_bytes > self.budget_bytes or self.is_disk_full:
             return False
         for _, _, size, key in sorted(entries):
             if total + size_bytes <= self.budget_bytes:
                 break
             if key not in self.protected:
-                self._store.discard(_STAGE, key)
+                self._store.discard(FEATURES, key)
                 total -= size
         return True
+
+    def _count_unfinished(self) -> int:
+        """Returns the bytes of entries that are being written, and removes what writers left that
+        were killed."""
+        unfinished = 0
+        for entry in self._store.list_left_over(FEATURES):
+            if is_abandoned(entry):
+                self._store.remove_entry(FEATURES, entry.name)
+            else:
+                unfinished += entry.bytes
+        return unfinished
 
     def _entries(self) -> list[tuple[bool, float, int, str]]:
         """Returns whether other encoders use it, the time of last use, the bytes and the key of
         each entry."""
         entries = []
-        for key in self._store.fingerprints(_STAGE):
-            folder = self._store.folder(_STAGE, key)
+        for key in self._store.fingerprints(FEATURES):
+            folder = self._store.folder(FEATURES, key)
             try:
                 size_bytes = (folder / _FILE).stat().st_size
                 used = (folder / MANIFEST).stat().st_mtime

@@ -2,7 +2,8 @@
 ``ctc/metric.py``).
 
 A decoded text carries its slots as tags, for example ``PLAY B-artist ELTON JOHN E-artist NOW``: the
-types are the names in the tags, a value is the text between them.
+types are the names in the tags, a value is the text between them. Tags inside a value are dropped
+from references, too, where s3prl does so for hypotheses alone (docs/superb.md).
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ are cropped at random: once here, every time they are sampled in s3prl. The gain
 silence and the least length of 2 s belong to the corpus.
 
 Quirks of ``protocol: superb``: there is no validation set, the checkpoint with the best equal error
-rate on *test* is reported (s3prl tests ten, at every tenth of the updates); and a padded utterance
-is pooled over one frame of padding in training. ``protocol: clean`` selects on dev, the corpus' own
+rate on *test* is reported (s3prl tests ten, at every tenth of the updates); since dev is test then,
+merges and learning rates are selected on test as well; and a padded utterance is pooled over one
+frame of padding in training. ``protocol: clean`` selects on dev, the corpus' own
 or else every tenth training speaker, who is then not trained on, and pools each utterance's own
 frames. Trials that a corpus does not list are generated: all pairs of a speaker, up to a limit, and
 as many of two speakers.
@@ -218,6 +219,7 @@ TASKS.register(
         build=build,
         accumulate=5,
         weight_decay=0.01,
+        dev_is_test=True,
         published=Published("voxceleb1", 200_000, 20_000, {"task": "verification"}),
     ),
 )

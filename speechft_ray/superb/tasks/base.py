@@ -19,6 +19,7 @@ from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
+from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.validation import validate
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.corpora.labels import MissingLabelError
@@ -206,6 +207,8 @@ class Task:
     """Above 0 makes Adam AdamW."""
     trains: bool = True
     """Whether probes are trained: ``build`` returns a ``TaskData``."""
+    dev_is_test: bool = False
+    """Whether dev is test under ``protocol: superb``, as in s3prl."""
     published: Published | None = None
     """How SUPERB runs it; ``None`` for a task that is not SUPERB's."""
     version: int = 1
@@ -238,6 +241,12 @@ def check_task_options(task: Task, options: Mapping[str, Any]) -> TaskOptions:
     """Returns the options of a task as its model. Raises ``SpecError`` with every mistake, and with
     the nearest name for an unknown option."""
     return validate(task.options, dict(options), where=f"task `{task.name}`")
+
+
+def uses_test_as_dev(entry: EvalSpec) -> bool:
+    """Whether what is selected on dev of an evaluation is selected on its test set."""
+    is_clean = entry.options.get("protocol") == "clean"
+    return TASKS.get(entry.task).dev_is_test and not is_clean
 
 
 def select_columns(
