@@ -209,8 +209,8 @@ class Store:
             ) from None
 
     def read_manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
-        """Returns the facts of a complete unit. Raises ``OSError`` where they cannot be read, and
-        ``ValueError`` where they are not what was written."""
+        """Returns the facts of a unit in the folder. Raises ``OSError`` where they cannot be
+        read, and ``ValueError`` where they are not what was written."""
         path = self._manifest_path(stage, fingerprint)
         status = os.stat(path)  # noqa: PTH116
         version = (status.st_ctime_ns, status.st_size, status.st_ino)
