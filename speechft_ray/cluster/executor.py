@@ -155,8 +155,9 @@ class RayExecutor:
         elif not share.labels:
             nodes = self._shares.eligible_nodes(share)
             options |= _preference(select_node(job, self._place, nodes))
-        tasks = _AGAIN if job.fingerprint in self._lost_once else _TASKS[job.stage]
-        task = tasks.options(name=job.label, _labels={"stage": job.stage}, **options)
+        tasks = _GPU_TASKS if share.gpus else _TASKS
+        task = tasks["again" if job.fingerprint in self._lost_once else job.stage]
+        task = task.options(name=job.label, _labels={"stage": job.stage}, **options)
         reference = task.remote(self._perform, job, self._place, self._progress_actor)
         self._tasks[job.fingerprint] = reference
         reference.future().add_done_callback(lambda future: self._end_task(job, future))
@@ -372,7 +373,15 @@ def _perform_again(*arguments: Any) -> dict[str, Any]:
     return _perform_task(*arguments)
 
 
-# Retried here, since Ray retries without limit after memory ran out, and writes a page about each.
-_make_remote = ray.remote(max_retries=0, retry_exceptions=False)
-_AGAIN, _FIRST, _EVALUATIONS = map(_make_remote, (_perform_again, _perform_merge, _perform_task))
-_TASKS: Mapping[str, Any] = {"corpus": _FIRST, "merge": _FIRST, "evaluate": _EVALUATIONS}
+def _make_tasks(**options: Any) -> Mapping[str, Any]:
+    # Retried here, since Ray retries without limit after memory ran out, and writes a page about
+    # each.
+    make = ray.remote(max_retries=0, retry_exceptions=False, **options)
+    first, evaluation, again = map(make, (_perform_merge, _perform_task, _perform_again))
+    return {"corpus": first, "merge": first, "evaluate": evaluation, "again": again}
+
+
+# A process that has used a GPU stays on it and keeps memory there, whichever GPU Ray counts its
+# next job on: it ends with its job. Ray sees to that for `ray.remote(num_gpus=...)`, not for
+# `.options`, which takes no `max_calls` (ray 2.60, `remote_function.py`).
+_TASKS, _GPU_TASKS = _make_tasks(), _make_tasks(max_calls=1)

@@ -17,6 +17,8 @@ from tests.cluster.worker_jobs import job, perform
 __all__ = ["ray_folder"]  # fixture
 SMALL_NEED = ResourceRequest(cpus=1, gpus=1, gpu_memory_bytes=7 << 30)  # of 16 GiB by default
 
+ON_CPU = ResourceRequest(cpus=1)
+
 
 @pytest.fixture
 def executor(ray_folder: Path, tmp_path: Path) -> Iterator[RayExecutor]:
@@ -34,3 +36,23 @@ def test_four_evaluations_of_small_need_run_at_once_on_two_gpus(executor: RayExe
     assert all(outcome.ok for outcome in ended.values()), ended
     gpus = [str(outcome.facts["gpus"]) for outcome in ended.values()]
     assert sorted(gpus) == ["[0]", "[0]", "[1]", "[1]"]
+
+
+def test_a_process_that_had_a_gpu_performs_no_other_job(executor: RayExecutor) -> None:
+    """It has a CUDA context on its GPU, also while Ray counts a later job on the other one."""
+    processes = []
+    for name in "efgh":
+        executor.submit(job("meet", name=name, at=name, count=1, resources=SMALL_NEED))
+        (outcome,) = collect(executor, 1).values()
+        assert outcome.facts["gpus"], outcome
+        processes.append(outcome.facts["pid"])
+    assert len(set(processes)) == len(processes)
+
+
+def test_a_process_without_a_gpu_is_used_again(executor: RayExecutor) -> None:
+    """A new one imports torch for seconds."""
+    processes = []
+    for name in "ijkl":
+        executor.submit(job("meet", name=name, at=name, count=1, resources=ON_CPU))
+        processes.append(next(iter(collect(executor, 1).values())).facts["pid"])
+    assert len(set(processes)) < len(processes)

@@ -168,6 +168,7 @@ def _meet(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapp
     return {
         "node": ray.get_runtime_context().get_node_id(),
         "gpus": ray.get_gpu_ids(),
+        "pid": os.getpid(),
         "device": place.device,
     }
 
