@@ -28,6 +28,7 @@ from speechft_ray.speech.batching import BatchRule, choose_rule, make_batches
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.speech.features.front_end import EncodingContext, SharedFrontEnd
+from speechft_ray.speech.gpu_memory import is_out_of_memory
 from speechft_ray.speech.heads.featurizer import Basis, layer_normalize
 from speechft_ray.speech.prefetch import count_readers, pin, read_groups, wave_bytes
 
@@ -269,7 +270,9 @@ class Extractor:
             try:
                 with within.enter(indices):
                     return self._encode(waves)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if len(waves) == 1:
                     raise UserError(
                         "the GPU's memory is too small for one recording of "
@@ -277,8 +280,9 @@ class Extractor:
                         "or give the evaluation a larger share of one (`resources:`)."
                     ) from error
                 self._too_many_samples = samples
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            # Not in `except`: there the traceback holds what the batch has on the GPU.
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         half = len(waves) // 2
         return [
             *self._encode_group(indices[:half], waves[:half], within),
