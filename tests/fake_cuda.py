@@ -71,7 +71,7 @@ class CudaTensor(_Tensor):  # type: ignore[misc]
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operation outside of ``fake_cuda``: nothing is counted."""
-        return _run(func, args, kwargs or {}, Counter())
+        return _run(func, args, kwargs or {}, Counter(), Counter())
 
     def __repr__(self, **options: Any) -> str:
         return f"CudaTensor({self.elem})"
@@ -114,18 +114,19 @@ def _make_index(index: Any) -> Any:
 
 class FakeCuda(TorchDispatchMode):
     """The stand-in while it is entered. ``waits``: what made the host wait for the device, by
-    operation; ``half_recurrences``: passes of recurrent layers that cuDNN would compute in float16.
-    """
+    operation; ``uploads``: tensors that were copied to it, by shape; ``half_recurrences``: passes
+    of recurrent layers that cuDNN would compute in float16."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits: Counter[str] = Counter()
+        self.uploads: Counter[tuple[int, ...]] = Counter()
         self.half_recurrences = 0
         self._random_states: dict[bytes, torch.Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation."""
-        return _run(func, args, kwargs or {}, self.waits)
+        return _run(func, args, kwargs or {}, self.waits, self.uploads)
 
     def get_random_state(self, device: Any = "cuda") -> torch.Tensor:
         """Returns the random state in CUDA's size. The stand-in draws from the CPU's generator."""
@@ -200,7 +201,13 @@ def fake_cuda() -> Iterator[FakeCuda]:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
 
 
-def _run(func: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) -> Any:
+def _run(
+    func: Any,
+    args: Any,
+    kwargs: dict[str, Any],
+    waits: Counter[str],
+    uploads: Counter[tuple[int, ...]],
+) -> Any:
     """Runs one operation on the values, after checking the devices of its operands."""
     name = func._schema.name
     on_device: list[CudaTensor] = []
@@ -224,6 +231,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) -> A
     _check_devices(name, args, on_device, on_cpu, kwargs)
     if _waits(name, args, asked):
         waits[name.removeprefix("aten::")] += 1
+    if name == "aten::_to_copy" and on_cpu and asked != "cpu":
+        uploads[tuple(on_cpu[0].shape)] += 1
     if device is not None:
         options["device"] = torch.device("cpu")
     if options.get("pin_memory"):

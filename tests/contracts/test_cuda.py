@@ -20,6 +20,7 @@ from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
 from speechft_ray.speech.encoders.hubert import init_weights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.heads.base import HEADS
+from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.superb import saved_work
 from speechft_ray.superb.evaluate import SharedCaches, WeightedEncoder, evaluate
 from speechft_ray.superb.screening import screen_encoder
@@ -240,3 +241,29 @@ def test_fine_tuning_has_the_numbers_of_a_cpu(
     for key, value in expected.statistics.items():
         error = (result.statistics[key] - value).norm() / value.norm().clamp_min(1e-12)
         assert error < 100 * ROUNDING, key
+
+
+def test_an_lstm_head_is_float32_also_in_bfloat16(cuda: FakeCuda, tmp_path: Path) -> None:
+    """cuDNN would compute it in float16, and its small gradients would be 0."""
+    case = {"head": "ctc", "options": LSTM, "precision": "bfloat16"}
+    tune(GPU, tmp_path, corpus({"train": 8, "dev": 2}), case)
+    assert cuda.half_recurrences == 0
+
+
+def test_a_time_warp_copies_no_matrix_of_frames_and_has_the_bits_of_a_cpu(cuda: FakeCuda) -> None:
+    frames = torch.tensor([90, 61, 12])
+    features = torch.randn(3, 90, 4)
+    on_cpu, on_gpu = (
+        spec_augment(features.to(device), frames, torch.Generator().manual_seed(0)).cpu()
+        for device in (CPU, GPU)
+    )
+    assert torch.equal(on_cpu, on_gpu)
+    assert (3, 90, 90) not in cuda.uploads
+
+
+def test_wavlm_copies_distances_and_not_pairs_of_frames(cuda: FakeCuda) -> None:
+    encoder = FAMILIES.get("wavlm").build(toy_encoder("wavlm"))
+    encoder.module().to(GPU)
+    with torch.no_grad():
+        frames = int(encoder.hidden_states([make_wave(9000).to(GPU)]).frames[0])
+    assert cuda.uploads[(2 * frames - 1,)] == 1 and (frames, frames) not in cuda.uploads
