@@ -24,8 +24,8 @@ from speechft_ray.stages.perform import (
     STATISTICS_FILE,
     perform,
     publish_start,
-    start_encoder,
 )
+from speechft_ray.stages.sources import start_encoder
 from tests.e2e.small_world import PHONES, SMALL
 
 

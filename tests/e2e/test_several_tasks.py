@@ -28,8 +28,8 @@ from speechft_ray.stages.perform import (
     _evaluate,
     perform,
     publish_start,
-    start_encoder,
 )
+from speechft_ray.stages.sources import start_encoder
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.publishing import Publisher
