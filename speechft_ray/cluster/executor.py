@@ -119,6 +119,8 @@ class RayExecutor:
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._lost: queue.SimpleQueue[tuple[Job, BaseException]] = queue.SimpleQueue()
         self._lost_once: set[str] = set()
+        self._whole_gpus: set[str] = set()
+        """Jobs whose share of a GPU was too small."""
         self._lock = threading.Lock()
         self._stopped = False
         self._idle_since = time.monotonic()
@@ -164,13 +166,16 @@ class RayExecutor:
 
     def _widen(self, job: Job) -> ResourceRequest:
         """Returns what a job asks for: after memory ran out, more CPUs, so that fewer jobs run
-        beside it; its last attempt gets a node for itself."""
-        times = self._losses.out_of_memory(job.fingerprint)
+        beside it; its last attempt gets a node for itself. After the memory of a shared GPU, a
+        whole one."""
+        times, asked = self._losses.out_of_memory(job.fingerprint), job.resources
+        if job.fingerprint in self._whole_gpus:
+            asked = asked.model_copy(update={"gpu_memory_bytes": 0})
         if not times:
-            return job.resources
+            return asked
         last = self._losses.number(job.fingerprint) >= self._losses.retries
         cpus = WHOLE_NODE if last else max(1.0, job.resources.cpus) * 2**times
-        return job.resources.model_copy(update={"cpus": cpus})
+        return asked.model_copy(update={"cpus": cpus})
 
     def _end_task(self, job: Job, future: Future[Any]) -> None:
         # Called by a thread of Ray.
@@ -196,11 +201,14 @@ class RayExecutor:
                 self._start(job)
 
     def _start_refused(self) -> None:
-        """Starts jobs elsewhere that left their node, or that it refused; they fail when every node
-        has refused one."""
+        """Starts jobs elsewhere that left their node, that it refused, or whose share of a GPU was
+        too small; they fail when every node has refused one."""
         while not self._refused.empty():
             job, outcome = self._refused.get()
             self._progress_actor.remove.remote(job.fingerprint)  # it runs no more
+            if outcome.lacks_gpu_share:
+                self._whole_gpus.add(job.fingerprint)
+                self._note(f"{job.label}: {outcome.error} It runs again with a whole GPU.")
             node = outcome.unfit_node
             if node is not None and node not in self._unfit:
                 self._unfit.add(node)
@@ -327,8 +335,8 @@ class RayExecutor:
         # Called by Ray's and Tune's threads. The first outcome of a job counts: a trial that was
         # lost after its result came in would end twice.
         with self._lock:
-            is_to_move = outcome.unfit_node is not None or outcome.leaves_node
-            if is_to_move and outcome.fingerprint in self._jobs:
+            has_left = outcome.unfit_node is not None or outcome.leaves_node
+            if (has_left or outcome.lacks_gpu_share) and outcome.fingerprint in self._jobs:
                 self._refused.put((self._jobs[outcome.fingerprint], outcome))
                 return
             job = self._jobs.pop(outcome.fingerprint, None)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import GpuMemoryError
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.units import SAMPLE_RATE_HZ
 from speechft_ray.finetuning.batches import BatchSampler
@@ -89,7 +89,7 @@ class Trainer:
     def train_step(self, state: TrainState, update: int) -> StepResult:
         """Performs update number ``update`` (from 0).
 
-        Raises ``UserError`` when a GPU runs out of memory even with one clip.
+        Raises ``GpuMemoryError`` when a GPU runs out of memory even with one clip.
         """
         spec = self._spec
         # Freeze the encoder in the head-only phase. Without dropout its outputs can be cached.
@@ -234,7 +234,8 @@ class Trainer:
         return total
 
     def _halve_micro_batch(self, batches: Sequence[Batch], error: RuntimeError) -> None:
-        """Halves the largest part of these batches. Raises ``UserError`` where each is one clip."""
+        """Halves the largest part of these batches. Raises ``GpuMemoryError`` where each is one
+        clip."""
         lengths = [
             [clips[place].samples for place in places]
             for clips in (batch.clips for batch in batches)
@@ -243,7 +244,7 @@ class Trainer:
             )
         ]
         if max(map(len, lengths)) == 1:
-            raise UserError(
+            raise GpuMemoryError(
                 "the GPU's memory is too small for one recording of "
                 f"{max(map(max, lengths)) / SAMPLE_RATE_HZ:.3g} s: lower `crop_seconds`, or take a "
                 "larger GPU; the run goes on from its last saved state."

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechft_ray.core.counts import COUNTS_FILE
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import GpuMemoryError, UserError
 from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.rung_spec import SCREEN_FACT
@@ -33,6 +33,7 @@ from speechft_ray.speech.corpora.base import SPLITS, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.compatibility import check_same_network, find_protected_prefixes
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.speech.gpu_memory import is_out_of_memory
 from speechft_ray.stages.distances import measure_weight_distances
 from speechft_ray.stages.layer_grams import compute_layer_grams
 from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
@@ -60,8 +61,8 @@ STATISTICS_FILE = "statistics.safetensors"
 def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]:
     """Performs one job, publishes it and returns its facts; a complete job is read from the store.
 
-    Raises ``UserError`` for what the user can correct. The executor turns every exception into an
-    ``Outcome``.
+    Raises ``UserError`` for what the user can correct, ``GpuMemoryError`` among it. The executor
+    turns every exception into an ``Outcome``.
     """
     store = open_store(place.storage)
     if not store.look_again(job.stage, job.fingerprint):
@@ -70,6 +71,13 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
         try:
             _STAGES[job.stage](job, place, store, report)
             store.clear_work(job.stage, job.fingerprint)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise GpuMemoryError(
+                f"the GPU's memory ran out ({str(error).splitlines()[0]}): lower `batch_size`, "
+                "take a larger GPU, or give the job a larger share of one (`resources:`)."
+            ) from error
         finally:
             store.end_work(job.stage, job.fingerprint)
     return store.manifest(job.stage, job.fingerprint)
@@ -293,7 +301,11 @@ def _open_cache(place: Place, store: Store) -> FeatureCache:
 
 
 def _select_device(place: Place) -> torch.device:
+    """Returns the device of a job. Of a GPU that it shares, torch takes no more memory than its
+    share: it frees what it has cached first."""
     use_gpu = place.device == "auto" and torch.cuda.is_available()
+    if use_gpu and place.gpu_share < 1:
+        torch.cuda.set_per_process_memory_fraction(place.gpu_share)
     return torch.device("cuda" if use_gpu else "cpu")
 
 

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import GpuMemoryError, UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech.batching import BatchRule, choose_rule, make_batches
 from speechft_ray.speech.corpora.base import Corpus, Utterance
@@ -264,7 +264,7 @@ class Extractor:
         self, indices: Sequence[int], waves: Sequence[torch.Tensor], within: EncodingContext
     ) -> list[torch.Tensor]:
         """Encodes a batch; one that is too large for the memory of a GPU, and all later ones of its
-        size, in halves."""
+        size, in halves. Raises ``GpuMemoryError`` where one utterance is."""
         samples = max(map(len, waves)) * len(waves)
         if samples < self._too_many_samples or len(waves) == 1:
             try:
@@ -274,7 +274,7 @@ class Extractor:
                 if not is_out_of_memory(error):
                     raise
                 if len(waves) == 1:
-                    raise UserError(
+                    raise GpuMemoryError(
                         "the GPU's memory is too small for one recording of "
                         f"{samples / SAMPLE_RATE_HZ:.0f} s: cut the recording, take a larger GPU, "
                         "or give the evaluation a larger share of one (`resources:`)."
