@@ -29,7 +29,7 @@ RANDOM_STATE_BYTES = 16
 MIXED = {
     *("aten::copy_", "aten::copy", "aten::_to_copy", "aten::_ctc_loss", "aten::_ctc_loss_backward"),
     *("aten::index", "aten::_unsafe_index", "aten::index_put", "aten::index_put_"),
-    *("aten::_index_put_impl_", "aten::_pack_padded_sequence", "aten::_pad_packed_sequence"),
+    *("aten::_index_put_impl_", "aten::_pad_packed_sequence"),
     "aten::_pack_padded_sequence_backward",
 }
 """Operations whose operands may be on two devices: copies, indices and lengths on the CPU."""
@@ -283,14 +283,16 @@ def _check_devices(
     """Raises ``RuntimeError`` where CUDA does."""
     if kwargs.get("generator") is not None and kwargs["generator"].device.type == "cpu":
         raise RuntimeError(f"{name}: expected a 'cuda' device type for generator but found 'cpu'")
-    if not on_device or not on_cpu:
+    if name == "aten::_pack_padded_sequence" and isinstance(args[1], CudaTensor):
+        raise RuntimeError("'lengths' argument should be a 1D CPU int64 tensor, not on cuda:0")
+    if not on_device or not on_cpu or name == "aten::_pack_padded_sequence":
         return
     target = args[0] if args else None
     is_cpu_target = isinstance(target, torch.Tensor) and not isinstance(target, CudaTensor)
     if "index" in name and name in MIXED:
         refused = is_cpu_target  # an index on the CPU is fine, one on the device for the CPU is not
     elif name in MIXED:
-        refused = name == "aten::_pack_padded_sequence" and isinstance(args[1], CudaTensor)
+        refused = False
     else:
         # A scalar on the CPU may be combined with values on the device, but not the reverse.
         refused = any(tensor.dim() for tensor in on_cpu) or (name.endswith("_") and is_cpu_target)

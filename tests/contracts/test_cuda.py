@@ -4,12 +4,14 @@ forms of features, and unfinished work that goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from speechft_ray.core.specs import AdapterSpec
 from speechft_ray.finetuning import loop
@@ -56,6 +58,34 @@ def one_thread() -> Iterator[None]:
 
 def build() -> Encoder:
     return FAMILIES.get("hubert").build(HUBERT)
+
+
+# The stand-in
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses(cuda: FakeCuda) -> None:
+    on_gpu, on_cpu = torch.ones(3, device="cuda"), torch.ones(3)
+    layer = nn.LSTM(3, 2, batch_first=True).to(GPU).eval()
+    packed = pack_padded_sequence
+    refused: list[tuple[str, Callable[[], Any]]] = [
+        ("same device", lambda: on_gpu + on_cpu),
+        ("same device", lambda: on_cpu.add_(on_gpu)),
+        ("same device", lambda: on_cpu[on_gpu > 0]),
+        ("1D CPU int64", lambda: packed(on_gpu.view(3, 1, 1), torch.ones(1, device="cuda").long())),
+        ("generator", lambda: torch.randn(3, device="cuda", generator=torch.Generator())),
+        ("numpy", on_gpu.numpy),
+        ("wrong size", lambda: torch.cuda.set_rng_state(torch.get_rng_state())),
+        ("training mode", lambda: layer(on_gpu.view(1, 1, 3))[0].sum().backward()),
+    ]
+    for text, call in refused:
+        with pytest.raises((RuntimeError, TypeError), match=text):
+            call()
+    assert float((on_gpu * torch.tensor(2.0))[0]) == 2.0  # a scalar on the CPU is none of them
+    assert cuda.waits["_local_scalar_dense"] == 1
+    state = torch.cuda.get_rng_state()
+    first = torch.rand(3, device="cuda").tolist()
+    torch.cuda.set_rng_state(state)
+    assert torch.rand(3, device="cuda").tolist() == first and state.numel() == 16
 
 
 # Encoders
@@ -252,7 +282,7 @@ def test_an_lstm_head_is_float32_also_in_bfloat16(cuda: FakeCuda, tmp_path: Path
 
 def test_a_time_warp_copies_no_matrix_of_frames_and_has_the_bits_of_a_cpu(cuda: FakeCuda) -> None:
     frames = torch.tensor([90, 61, 12])
-    features = torch.randn(3, 90, 4)
+    features = torch.randn(3, 90, 4, generator=torch.Generator().manual_seed(1))
     on_cpu, on_gpu = (
         spec_augment(features.to(device), frames, torch.Generator().manual_seed(0)).cpu()
         for device in (CPU, GPU)
