@@ -153,7 +153,7 @@ def _finetune(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     corpora = _open_corpora(job, place, [objective.corpus for objective in spec.objectives])
     work = store.work_folder("finetune", job.fingerprint)
     tuned = finetune(
-        spec, start, corpora, work, _select_device(place), report, _open_cache(place, store)
+        spec, start, corpora, work, _select_device(job, place), report, _open_cache(place, store)
     )
     facts = {**tuned.facts, "spec": spec.model_dump(mode="json"), "start": job.payload["start"]}
     made = {
@@ -242,7 +242,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         if family.front_end_prefixes
         else None,
     )
-    corpora, device = _open_corpora(job, place, spec.corpora()), _select_device(place)
+    corpora, device = _open_corpora(job, place, spec.corpora()), _select_device(job, place)
     if job.payload.get("kind") == SCREEN_FACT:
         facts |= screen_encoder(spec, encoder, corpora, device, report, caches)
         with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
@@ -300,11 +300,22 @@ def _open_cache(place: Place, store: Store) -> FeatureCache:
     return FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9))
 
 
-def _select_device(place: Place) -> torch.device:
+def _select_device(job: Job, place: Place) -> torch.device:
     """Returns the device of a job. Of a GPU that it shares, torch takes no more memory than its
-    share: it frees what it has cached first."""
+    share: it frees what it has cached first.
+
+    Raises ``GpuMemoryError`` where the share is less than the job needs, as of a GPU of another
+    size than was assumed.
+    """
     use_gpu = place.device == "auto" and torch.cuda.is_available()
     if use_gpu and place.gpu_share < 1:
+        share_bytes = place.gpu_share * torch.cuda.mem_get_info()[1]
+        if job.resources.gpu_memory_bytes > share_bytes:
+            raise GpuMemoryError(
+                f"its share of this GPU has {share_bytes / 1e9:.3g} GB and the job needs up to "
+                f"{job.resources.gpu_memory_bytes / 1e9:.3g} GB: the GPU is smaller than its kind, "
+                "or of an unknown one."
+            )
         torch.cuda.set_per_process_memory_fraction(place.gpu_share)
     return torch.device("cuda" if use_gpu else "cpu")
 

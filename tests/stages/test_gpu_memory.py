@@ -68,13 +68,33 @@ def test_a_job_says_that_its_share_was_too_small(
     assert outcome.lacks_gpu_share == gets_more and not outcome.ok
 
 
-def test_a_shared_gpu_gives_a_job_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares: list[float] = []
+@pytest.fixture
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The shares of a GPU of 16 GiB that torch was limited to."""
+    limits: list[float] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15 << 30, 16 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    return limits
+
+
+def test_a_shared_gpu_gives_a_job_its_share(shares: list[float]) -> None:
     place = Place(storage="unused", encoder="none")
-    for share in (1.0, 2.0, 0.25):
-        device = module._select_device(place.model_copy(update={"gpu_share": share}))
+    for share in (1.0, 2.0, 0.5):
+        device = module._select_device(
+            job("none", resources=ESTIMATED), place.model_copy(update={"gpu_share": share})
+        )
         assert device.type == "cuda"
-    assert module._select_device(place.model_copy(update={"device": "cpu"})).type == "cpu"
-    assert shares == [0.25]
+    on_cpu = place.model_copy(update={"device": "cpu", "gpu_share": 0.5})
+    assert module._select_device(job("none"), on_cpu).type == "cpu"
+    assert shares == [0.5]
+
+
+def test_a_gpu_that_is_smaller_than_was_assumed_is_seen_before_work(shares: list[float]) -> None:
+    """Such as a part of one (MIG), of which Ray tells the kind of the whole."""
+    place = Place(storage="unused", encoder="none", gpu_share=0.125)
+    with pytest.raises(GpuMemoryError, match=r"has 2\.15 GB and the job needs up to 7\.52 GB"):
+        module._select_device(job("none", resources=ESTIMATED), place)
+    assert not shares
+    module._select_device(job("none", resources=ResourceRequest(gpus=0.125)), place)
+    assert shares == [0.125]  # a user asked for it
