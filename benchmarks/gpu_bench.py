@@ -20,6 +20,7 @@ from benchmarks.lengths import CORPORA, simulate_samples
 from speechft_ray.core.specs import Precision
 from speechft_ray.core.units import SAMPLE_RATE_HZ, frame_count
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights, Shape
+from speechft_ray.speech.gpu_memory import is_out_of_memory
 from speechft_ray.speech.heads.featurizer import layer_normalize
 from speechft_ray.speech.precision import encode_in, use_float32_products
 
@@ -244,7 +245,9 @@ def _measure_throughput(
                 flops += sum(count_flops(shape, samples) for samples in batch)
                 if spent >= 2 * bench.case_seconds:
                     break
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         bench.reset_peak()
         bench.add("encode", case, None, "x real time", "out of memory")
         return

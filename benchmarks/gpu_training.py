@@ -29,6 +29,7 @@ from speechft_ray.finetuning.trainer import Trainer
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.speech.gpu_memory import is_out_of_memory
 from speechft_ray.speech.heads.featurizer import Basis
 from speechft_ray.speech.precision import autocast_products, use_float32_products
 from speechft_ray.superb.extractor import Advance, Extractor, Features
@@ -314,11 +315,13 @@ def _lack_memory(bench: Bench, owner: Any, method: str) -> Iterator[None]:
     bench.reset_peak()
     total = torch.cuda.get_device_properties(bench.device).total_memory
     allowed = torch.cuda.memory_reserved(bench.device) + SPARE_BYTES
-    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), bench.device)
+    index = bench.device.index  # which torch asks for here
+    index = torch.cuda.current_device() if index is None else index
+    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
         bench.reset_peak()
 
 
@@ -327,6 +330,8 @@ def _describe_failure(work: Callable[[], object]) -> str:
         work()
     except UserError as error:
         return f"one sentence: {error}"
-    except torch.OutOfMemoryError as error:
-        return f"torch.OutOfMemoryError, not caught: {str(error).splitlines()[0][:120]}"
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return f"{type(error).__name__}, not caught: {str(error).splitlines()[0][:120]}"
     return "goes on"

@@ -27,6 +27,13 @@ WORKER_ENVIRONMENT = {
 }
 """What every worker gets, on every node."""
 
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""torch's allocator on GPUs, unless the environment of the driver names one: batches of many
+lengths otherwise leave free memory in parts that are too small for the next one (torch, "CUDA
+semantics")."""
+
+_ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
 IDLE_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 """How long a local cluster keeps a worker that has no job (ray ``common/ray_config_def.h``, 2.60).
 Ray's own second ends workers between two jobs, and a new one imports torch for some seconds."""
@@ -48,7 +55,12 @@ def select_variables() -> dict[str, str]:
     """Returns what workers get, less what the environment of a Ray job says: Ray refuses a variable
     that both set."""
     variables = _read_job_environment().get("env_vars") or {}
-    return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in variables}
+    return {name: value for name, value in _worker_environment().items() if name not in variables}
+
+
+def _worker_environment() -> dict[str, str]:
+    is_chosen = any(name in os.environ for name in _ALLOCATORS)
+    return {**WORKER_ENVIRONMENT, **({} if is_chosen else ALLOCATOR)}
 
 
 def _read_job_environment() -> dict[str, Any]:
@@ -74,7 +86,7 @@ def restrict_environment(allow: re.Pattern[str] | None = None) -> Iterator[None]
     search = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
     # Workers get this so, and not as the runtime environment of a job, since Ray starts its first
     # workers without one.
-    instead = {**IDLE_WORKERS, **WORKER_ENVIRONMENT, "PYTHONPATH": search}
+    instead = {**IDLE_WORKERS, **_worker_environment(), "PYTHONPATH": search}
     before = {name: os.environ[name] for name in instead if name in os.environ}
     for name in hidden:
         del os.environ[name]

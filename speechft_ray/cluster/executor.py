@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from speechft_ray.cluster.affinity import avoid_nodes, select_node
 from speechft_ray.cluster.connect import Cluster
@@ -24,11 +23,11 @@ from speechft_ray.cluster.metrics import ClusterMetrics
 from speechft_ray.cluster.progress import (
     ProgressReader,
     kill_worker_of,
-    perform_on_worker,
     start_progress_actor,
 )
 from speechft_ray.cluster.ray_errors import explain_import_error
 from speechft_ray.cluster.share import Shares, describe_wait, list_nodes, task_options
+from speechft_ray.cluster.tasks import GPU_TASKS, TASKS, prefer_node
 from speechft_ray.cluster.trials import Trials
 from speechft_ray.cluster.unfit_nodes import FORGET_SECONDS, UnfitNodes
 from speechft_ray.cluster.watchdog import Stall, Watchdog
@@ -124,6 +123,8 @@ class RayExecutor:
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._lost: queue.SimpleQueue[tuple[Job, BaseException]] = queue.SimpleQueue()
         self._lost_once: set[str] = set()
+        self._whole_gpus: set[str] = set()
+        """Jobs whose share of a GPU was too small."""
         self._lock = threading.Lock()
         self._stopped = False
         self._idle_since = time.monotonic()
@@ -166,9 +167,10 @@ class RayExecutor:
         if unfit:
             options["label_selector"] = {**share.labels, **avoid_nodes(unfit)}
         elif not share.labels:
-            options |= _preference(select_node(job, self._place, nodes))
-        tasks = _AGAIN if job.fingerprint in self._lost_once else _TASKS[job.stage]
-        task = tasks.options(name=job.label, _labels={"stage": job.stage}, **options)
+            options |= prefer_node(select_node(job, self._place, nodes))
+        tasks = GPU_TASKS if share.gpus else TASKS
+        task = tasks["again" if job.fingerprint in self._lost_once else job.stage]
+        task = task.options(name=job.label, _labels={"stage": job.stage}, **options)
         reference = task.remote(self._perform, job, self._place, self._progress_actor)
         self._tasks[job.fingerprint] = reference
         reference.future().add_done_callback(lambda future: self._end_task(job, future))
@@ -176,7 +178,7 @@ class RayExecutor:
     def _choose_share(self, job: Job) -> ResourceRequest:
         """Returns what a job asks for now: more CPUs after memory ran out, where a node that may
         get it has them, and never fewer than at first."""
-        share, wide = self._shares.of(job.resources), self._shares.of(self._widen(job))
+        share, wide = self._shares.of(self._ask(job)), self._shares.of(self._widen(job))
         nodes = set(self._shares.eligible_nodes(wide)) - self._unfit.list()
         return wide if wide.cpus > share.cpus and nodes else share
 
@@ -184,13 +186,20 @@ class RayExecutor:
         """Returns what a job asks for: after memory ran out, more CPUs, so that fewer jobs run
         beside it; its last attempt gets a node for itself. Nobody asked for those CPUs: they are
         cut to what a node has."""
-        times = self._losses.out_of_memory(job.fingerprint)
+        times, asked = self._losses.out_of_memory(job.fingerprint), self._ask(job)
         if not times:
-            return job.resources
+            return asked
         last = self._losses.number(job.fingerprint) >= self._losses.retries
         cpus = WHOLE_NODE if last else max(1.0, job.resources.cpus) * 2**times
         explicit = tuple(name for name in job.resources.explicit if name != "cpus")
-        return job.resources.model_copy(update={"cpus": cpus, "explicit": explicit})
+        return asked.model_copy(update={"cpus": cpus, "explicit": explicit})
+
+    def _ask(self, job: Job) -> ResourceRequest:
+        """Returns what a job asks for at first: a whole GPU once the memory of a shared one ran
+        out."""
+        if job.fingerprint in self._whole_gpus:
+            return job.resources.model_copy(update={"gpu_memory_bytes": 0})
+        return job.resources
 
     def _end_task(self, job: Job, future: Future[Any]) -> None:
         # Called by a thread of Ray.
@@ -217,10 +226,14 @@ class RayExecutor:
                 self._start(job)
 
     def _start_refused(self) -> None:
-        """Starts jobs elsewhere that left their node, or that it refused."""
+        """Starts jobs elsewhere that left their node, that it refused, or whose share of a GPU was
+        too small."""
         while not self._refused.empty():
             job, outcome = self._refused.get()
             self._progress_actor.remove.remote(job.fingerprint)  # it runs no more
+            if outcome.lacks_gpu_share:
+                self._whole_gpus.add(job.fingerprint)
+                self._note(f"{job.label}: {outcome.error} It runs again with a whole GPU.")
             if outcome.unfit_node is not None:
                 self._shares.look_again()  # the node itself may have just come
                 if self._unfit.add(outcome.unfit_node, outcome.error or ""):
@@ -342,8 +355,8 @@ class RayExecutor:
         # Called by Ray's and Tune's threads. The first outcome of a job counts: a trial that was
         # lost after its result came in would end twice.
         with self._lock:
-            is_to_move = outcome.unfit_node is not None or outcome.leaves_node
-            if is_to_move and outcome.fingerprint in self._jobs:
+            has_left = outcome.unfit_node is not None or outcome.leaves_node
+            if (has_left or outcome.lacks_gpu_share) and outcome.fingerprint in self._jobs:
                 self._refused.put((self._jobs[outcome.fingerprint], outcome))
                 return
             job = self._jobs.pop(outcome.fingerprint, None)
@@ -358,37 +371,3 @@ class RayExecutor:
             outcome = outcome.model_copy(update={"error": outcome.error + sentence})
         self._progress_actor.remove.remote(outcome.fingerprint)
         self._ended.put(outcome)
-
-
-def _preference(node: str | None) -> dict[str, Any]:
-    if node is None:
-        return {}
-    # `soft` alone would wait for a busy node while others are idle; it goes elsewhere only from one
-    # that is gone.
-    return {
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(
-            node, soft=True, _spill_on_unavailable=True
-        )
-    }
-
-
-def _perform_task(perform: Perform, job: Job, place: Place, progress_actor: Any) -> dict[str, Any]:
-    return perform_on_worker(perform, job, place, progress_actor).model_dump(mode="json")
-
-
-# Ray starts tasks of one function in the order of their submission, and those of several in turn,
-# unless they take less than half a second (ray 2.60, `scheduling_class` in
-# `src/ray/common/task/task_spec.h`, `worker_lease_timeout_milliseconds`). So what is wanted
-# first has functions of its own: a task that was lost, and merges, on which evaluations wait.
-def _perform_merge(*arguments: Any) -> dict[str, Any]:
-    return _perform_task(*arguments)
-
-
-def _perform_again(*arguments: Any) -> dict[str, Any]:
-    return _perform_task(*arguments)
-
-
-# Retried here, since Ray retries without limit after memory ran out, and writes a page about each.
-_make_remote = ray.remote(max_retries=0, retry_exceptions=False)
-_AGAIN, _FIRST, _EVALUATIONS = map(_make_remote, (_perform_again, _perform_merge, _perform_task))
-_TASKS: Mapping[str, Any] = {"corpus": _FIRST, "merge": _FIRST, "evaluate": _EVALUATIONS}

@@ -67,7 +67,8 @@ def perform_on_worker(
 
     A node that sees another storage folder than the driver refuses its job: ``unfit_node``. Where
     an object store does not answer, no node can store anything. A job that asked for no GPU stays
-    on the CPU even where it can see one: that GPU belongs to another job.
+    on the CPU even where it can see one: that GPU belongs to another job; one that asked for a
+    share of a GPU has at most this share of its memory.
     """
     try:
         problem = explain_other_storage(place)
@@ -83,6 +84,8 @@ def perform_on_worker(
         )
     if not ray.get_gpu_ids():
         place = place.model_copy(update={"device": "cpu"})
+    elif share := ray.get_runtime_context().get_assigned_resources().get("GPU"):
+        place = place.model_copy(update={"gpu_share": share})
     send = throttle(
         lambda latest, points: progress_actor.put.remote(job.fingerprint, latest, points),
         REPORT_EVERY_SECONDS,

@@ -120,7 +120,9 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
     shape = FAMILIES.get(weights.family).describe(weights.config)
     size = EncoderSize.of("encoder", shape, weight_bytes)
     fbank = EncoderSize.of(FBANK, FAMILIES.get(FBANK).describe({}))
-    estimate = _remember(estimate_gpu_memory)
+    estimate = _remember(
+        lambda spec, size: estimate_gpu_memory(spec, size, _count_means(spec, place))
+    )
     return Inputs(
         encoder=encoder.fingerprint,
         corpus=_remember(lambda spec: corpus_identity(spec, place)),
@@ -136,6 +138,15 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
         can_screen=lambda spec, by: _can_screen(spec, by, place),
         masks=lambda head: HEADS.get(head).masking is not None,
     )
+
+
+def _count_means(spec: EvalSpec, place: Place) -> int:
+    """Returns how many utterances of an evaluation have their mean in memory, of the largest corpus
+    on disk; those that a job synthesises are few."""
+    if not TASKS.get(spec.task).pooled:
+        return 0
+    on_disk = [item for item in spec.corpora() if CORPORA.get(item.name).needs_root]
+    return max((len(_open_with_progress(item, place).utterances) for item in on_disk), default=0)
 
 
 def _can_screen(spec: EvalSpec, by: str, place: Place) -> bool:

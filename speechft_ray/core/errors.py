@@ -18,6 +18,10 @@ class StorageDown(UserError):
     the same command resumes, so that the command line exits with 75."""
 
 
+class GpuMemoryError(UserError):
+    """The memory of the GPU, or the share of it that a job has, is too small."""
+
+
 class SpecError(UserError):
     """All mistakes of one input, each as ``(path, sentence)``.
 

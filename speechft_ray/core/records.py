@@ -44,6 +44,8 @@ class Place(Record):
     """Largest size of the cache in 10^9 bytes; the least recently used features are removed."""
     device: Literal["auto", "cpu"] = "auto"
     """``auto``: the GPU that the job was assigned, else the CPU."""
+    gpu_share: float = Field(default=1.0, gt=0)
+    """Of a GPU that several jobs share, the part that this job was assigned."""
 
 
 class Limits(Record):
@@ -113,6 +115,8 @@ class Outcome(Record):
     """Ray's id of a node that cannot perform jobs of this run; ``error`` says why."""
     leaves_node: bool = False
     """Whether the job saved its state and goes on elsewhere, since its node is taken away."""
+    lacks_gpu_share: bool = False
+    """Whether the share of a GPU that was estimated for it was too small."""
     seconds: float = 0.0
 
     @property

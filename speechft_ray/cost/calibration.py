@@ -1,8 +1,8 @@
 """Measures on this machine what a unit of work takes, by doing a little of it.
 
-Every measurement runs the code of the jobs: the extractor, the training of probes, the step of
-fine-tuning, the merge. Times are CPU seconds of this process on a CPU, and wall seconds with the
-device synchronised on a GPU.
+Every measurement runs the code of the jobs, in their number types: the extractor, the training of
+probes, the step of fine-tuning, the merge. Times are CPU seconds of this process on a CPU, and wall
+seconds with the device synchronised on a GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from speechft_ray.speech.batching import choose_rule, make_batches
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from speechft_ray.speech.precision import encode_in
+from speechft_ray.speech.precision import encode_in, use_float32_products
 from speechft_ray.superb.evaluate import one_thread
 from speechft_ray.superb.extractor import Extractor, Features
 from speechft_ray.superb.probe import Schedule
@@ -159,7 +159,7 @@ def measure_probe(
     }
     rates, clock = select_learning_rates(task, spec), make_clock(device)
     schedule = make_schedule(task, spec)
-    with one_thread(device):
+    with one_thread(device), use_float32_products("float32", device):
         first = _time_updates(data, features, schedule, rates, spec.seeds, 4, clock)
         updates = int(max(4, min(MOST_UPDATES, BUDGET_SECONDS / max(first[0], 1e-5))))
         train_rows = features["train"].rows_read
@@ -228,7 +228,7 @@ def measure_matching(
         for split, count in counts.items()
     }
     clock = make_clock(device)
-    with one_thread(device):
+    with one_thread(device), use_float32_products("float32", device):
         began = clock()
         data.predict(features, NOT_SAVED, lambda count: None)
         return (clock() - began) / (features["train"].count * features["dev"].count)
@@ -260,7 +260,11 @@ def measure_finetuning(
         _shrink(load_objective(item, corpus, start), encoding)
         for item, corpus in zip(spec.objectives, corpora, strict=True)
     ]
-    with one_thread(device), torch.random.fork_rng(devices=_fork(device)):
+    with (
+        one_thread(device),
+        use_float32_products(spec.precision, device),
+        torch.random.fork_rng(devices=_fork(device)),
+    ):
         state = build_train_state(spec, start, objectives, device)
         loader = FeatureLoader(
             encoder=state.encoder,

@@ -65,7 +65,7 @@ class Progress:
     steps: list[dict[str, float]] = field(default_factory=list)
     """Loss, its parts and the gradient norm of each update since the last point of the curve."""
     micro_batch_seconds: float = MICRO_BATCH_SECONDS
-    """Halved after a GPU ran out of memory."""
+    """Halved whenever a GPU ran out of memory."""
     skipped: int = 0
     skipped_in_row: int = 0
     seconds: float = 0.0

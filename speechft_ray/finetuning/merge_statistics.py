@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechft_ray.core.errors import UserError
@@ -102,12 +103,19 @@ def _run_passes(run: RunContext, progress: Progress, report: Report) -> dict[str
 
 
 def _load_best_weights(state: TrainState, progress: Progress) -> TrainState:
-    """Loads the best weights as plain parameters and switches dropout off."""
+    """Loads the best weights as plain parameters and switches dropout off.
+
+    Recurrent layers, which have no dropout of their own, stay in training mode: in another one
+    cuDNN has no backward pass.
+    """
     module = state.encoder.module()
     merge_adapters(module)
     module.load_state_dict(progress.best, strict=False)
     state.heads.load_state_dict(progress.best_heads)
     state.train(False)
+    for part in state.heads.modules():
+        if isinstance(part, nn.RNNBase):
+            part.train()
     return replace(state, parameters={name: module.get_parameter(name) for name in state.anchors})
 
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import GpuMemoryError
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, BatchSampler
+from speechft_ray.core.units import SAMPLE_RATE_HZ
+from speechft_ray.finetuning.batches import BatchSampler
 from speechft_ray.finetuning.data import ObjectiveData, max_crop_samples
 from speechft_ray.finetuning.features import AudioClip, FeatureLoader
 from speechft_ray.finetuning.penalties import l2_sp_penalty
@@ -22,6 +23,7 @@ from speechft_ray.finetuning.seeding import Stream, make_generator, seed_torch
 from speechft_ray.finetuning.targets import make_targets
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.speech.batching import batch_by_seconds
+from speechft_ray.speech.gpu_memory import is_out_of_memory
 from speechft_ray.speech.precision import autocast_products
 from speechft_ray.speech.prefetch import read_ahead
 
@@ -56,7 +58,7 @@ class Trainer:
 
     Threads read the next batches while one update is computed. ``micro_batch_seconds``: most padded
     audio that goes through the encoder at once. A longer batch is split and its gradients are
-    accumulated. The limit is halved once when a GPU runs out of memory.
+    accumulated. The limit is halved when a GPU runs out of memory, until each clip is a part.
     """
 
     def __init__(
@@ -83,12 +85,11 @@ class Trainer:
         self._reading: Generator[tuple[Plan, list[Batch]], None, None] | None = None
         self._next_update = -1
         self._frozen_states = FrozenStateCache()
-        self._halved = micro_batch_seconds < MICRO_BATCH_SECONDS
 
     def train_step(self, state: TrainState, update: int) -> StepResult:
         """Performs update number ``update`` (from 0).
 
-        Raises ``UserError`` when a GPU runs out of memory even at half the micro-batch size.
+        Raises ``GpuMemoryError`` when a GPU runs out of memory even with one clip.
         """
         spec = self._spec
         # Freeze the encoder in the head-only phase. Without dropout its outputs can be cached.
@@ -195,8 +196,13 @@ class Trainer:
                     self._backward(state, index, batch, cache_head_phase)
                     for index, batch in enumerate(batches)
                 ]
-            except torch.OutOfMemoryError as error:
-                self._halve_micro_batch(state, error)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve_micro_batch(batches, error)
+            # Not in `except`: there the traceback holds the activations.
+            state.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
 
     def _backward(
         self, state: TrainState, index: int, batch: Batch, cache_head_phase: bool
@@ -227,19 +233,26 @@ class Trainer:
             total += float(weighted.detach())
         return total
 
-    def _halve_micro_batch(self, state: TrainState, error: torch.OutOfMemoryError) -> None:
-        if self._halved:
-            raise UserError(
-                f"the GPU's memory is too small for a batch even in parts of "
-                f"{self.micro_batch_seconds:g} s of audio: lower `batch_size` or `crop_seconds`, "
-                "or take a larger GPU; the run goes on from its last saved state."
+    def _halve_micro_batch(self, batches: Sequence[Batch], error: RuntimeError) -> None:
+        """Halves the largest part of these batches. Raises ``GpuMemoryError`` where each is one
+        clip."""
+        lengths = [
+            [clips[place].samples for place in places]
+            for clips in (batch.clips for batch in batches)
+            for places in batch_by_seconds(
+                [clip.samples for clip in clips], self.micro_batch_seconds
+            )
+        ]
+        if max(map(len, lengths)) == 1:
+            raise GpuMemoryError(
+                "the GPU's memory is too small for one recording of "
+                f"{max(map(max, lengths)) / SAMPLE_RATE_HZ:.3g} s: lower `crop_seconds`, or take a "
+                "larger GPU; the run goes on from its last saved state."
             ) from error
-        self._halved = True
-        state.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        self.micro_batch_seconds /= 2
+        largest = max(max(part) * len(part) for part in lengths) / SAMPLE_RATE_HZ
+        self.micro_batch_seconds = min(self.micro_batch_seconds, largest) / 2
         _log.warning(
-            "the GPU's memory is too small: batches are split into parts of %g s of audio from "
+            "the GPU's memory is too small: batches are split into parts of %.3g s of audio from "
             "now on",
             self.micro_batch_seconds,
         )

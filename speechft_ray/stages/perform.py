@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechft_ray.core.counts import COUNTS_FILE
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import GpuMemoryError, UserError
 from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.rung_spec import SCREEN_FACT
@@ -33,6 +33,7 @@ from speechft_ray.speech.corpora.base import SPLITS, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.compatibility import check_same_network, find_protected_prefixes
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.speech.gpu_memory import is_out_of_memory
 from speechft_ray.stages.distances import measure_weight_distances
 from speechft_ray.stages.layer_grams import compute_layer_grams
 from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
@@ -60,8 +61,8 @@ STATISTICS_FILE = "statistics.safetensors"
 def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]:
     """Performs one job, publishes it and returns its facts; a complete job is read from the store.
 
-    Raises ``UserError`` for what the user can correct. The executor turns every exception into an
-    ``Outcome``.
+    Raises ``UserError`` for what the user can correct, ``GpuMemoryError`` among it. The executor
+    turns every exception into an ``Outcome``.
     """
     store = open_store(place.storage)
     if not store.look_again(job.stage, job.fingerprint):
@@ -71,6 +72,13 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
             _STAGES[job.stage](job, place, store, report)
             if job.work_key == job.fingerprint:
                 store.clear_work(job.stage, job.work_key)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise GpuMemoryError(
+                f"the GPU's memory ran out ({str(error).splitlines()[0]}): lower `batch_size`, "
+                "take a larger GPU, or give the job a larger share of one (`resources:`)."
+            ) from error
         finally:
             store.end_work(job.stage, job.work_key)
     return store.manifest(job.stage, job.fingerprint)
@@ -146,7 +154,7 @@ def _finetune(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     corpora = _open_corpora(job, place, [objective.corpus for objective in spec.objectives])
     work = store.work_folder("finetune", job.fingerprint)
     tuned = finetune(
-        spec, start, corpora, work, _select_device(place), report, _open_cache(place, store)
+        spec, start, corpora, work, _select_device(job, place), report, _open_cache(place, store)
     )
     facts = {**tuned.facts, "spec": spec.model_dump(mode="json"), "start": job.payload["start"]}
     made = {
@@ -235,7 +243,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         if family.front_end_prefixes
         else None,
     )
-    corpora, device = _open_corpora(job, place, spec.corpora()), _select_device(place)
+    corpora, device = _open_corpora(job, place, spec.corpora()), _select_device(job, place)
     if job.payload.get("kind") == SCREEN_FACT:
         facts |= screen_encoder(spec, encoder, corpora, device, report, caches)
         with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
@@ -292,8 +300,23 @@ def _open_cache(place: Place, store: Store) -> FeatureCache:
     return FeatureCache(Path(place.cache or store.root / CACHE), int(place.cache_gb * 1e9))
 
 
-def _select_device(place: Place) -> torch.device:
+def _select_device(job: Job, place: Place) -> torch.device:
+    """Returns the device of a job. Of a GPU that it shares, torch takes no more memory than its
+    share: it frees what it has cached first.
+
+    Raises ``GpuMemoryError`` where the share is less than the job needs, as of a GPU of another
+    size than was assumed.
+    """
     use_gpu = place.device == "auto" and torch.cuda.is_available()
+    if use_gpu and place.gpu_share < 1:
+        share_bytes = place.gpu_share * torch.cuda.mem_get_info()[1]
+        if job.resources.gpu_memory_bytes > share_bytes:
+            raise GpuMemoryError(
+                f"its share of this GPU has {share_bytes / 1e9:.3g} GB and the job needs up to "
+                f"{job.resources.gpu_memory_bytes / 1e9:.3g} GB: the GPU is smaller than its kind, "
+                "or of an unknown one."
+            )
+        torch.cuda.set_per_process_memory_fraction(place.gpu_share)
     return torch.device("cuda" if use_gpu else "cpu")
 
 

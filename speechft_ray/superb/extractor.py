@@ -23,12 +23,13 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import GpuMemoryError, UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech.batching import BatchRule, choose_rule, make_batches
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.speech.features.front_end import EncodingContext, SharedFrontEnd
+from speechft_ray.speech.gpu_memory import is_out_of_memory
 from speechft_ray.speech.heads.featurizer import Basis, layer_normalize
 from speechft_ray.speech.prefetch import count_readers, pin, read_groups, wave_bytes
 
@@ -264,22 +265,25 @@ class Extractor:
         self, indices: Sequence[int], waves: Sequence[torch.Tensor], within: EncodingContext
     ) -> list[torch.Tensor]:
         """Encodes a batch; one that is too large for the memory of a GPU, and all later ones of its
-        size, in halves."""
+        size, in halves. Raises ``GpuMemoryError`` where one utterance is."""
         samples = max(map(len, waves)) * len(waves)
         if samples < self._too_many_samples or len(waves) == 1:
             try:
                 with within.enter(indices):
                     return self._encode(waves)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if len(waves) == 1:
-                    raise UserError(
+                    raise GpuMemoryError(
                         "the GPU's memory is too small for one recording of "
                         f"{samples / SAMPLE_RATE_HZ:.0f} s: cut the recording, take a larger GPU, "
                         "or give the evaluation a larger share of one (`resources:`)."
                     ) from error
                 self._too_many_samples = samples
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            # Not in `except`: there the traceback holds what the batch has on the GPU.
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         half = len(waves) // 2
         return [
             *self._encode_group(indices[:half], waves[:half], within),

@@ -158,9 +158,10 @@ def fit_basis(states: Sequence[torch.Tensor], rank: float) -> Basis:
         centred = chunk.double() - mean
         covariance.addmm_(centred.T, centred, alpha=1 / len(frames))
     variances, directions = torch.linalg.eigh(covariance)
-    variances, directions = variances.flip(0).clamp_min(0.0), directions.flip(1)
+    del covariance  # as large as the directions
+    variances = variances.flip(0).clamp_min(0.0)
     count = max(1, min(select_rank(variances, rank), len(frames) // 2))
-    vectors = directions[:, :count].T
+    vectors = directions[:, -count:].flip(1).T
     signs = vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
     lengths = variances[:count].sqrt().clamp_min(_LEAST_DEVIATION).unsqueeze(1)
     return Basis(

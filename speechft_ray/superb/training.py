@@ -192,10 +192,12 @@ class ProbeTrainer:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes over what ``make_state`` returned in an earlier attempt."""
+        """Takes over what ``make_state`` returned in an earlier attempt, on any kind of device."""
         self.probe.load_state_dict(state["probe"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._random = state["random"]
+        if state["random"].shape == self._random.shape:
+            self._random = state["random"]
+        # Else it is that of a CPU where this is a GPU, or the reverse: drawn anew from the seed.
         self._generator.set_state(state["generator"])
         self._best = unpack_best(state["best"], self._device)
         self._skipped = int(state.get("skipped", 0))  # states of older versions lack it

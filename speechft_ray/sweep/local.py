@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from speechft_ray.core.curves import NOT_IN_CURVE, Point, read_point
-from speechft_ray.core.errors import Interrupted, StorageDown, UserError
+from speechft_ray.core.errors import GpuMemoryError, Interrupted, StorageDown, UserError
 from speechft_ray.core.full_disk import is_disk_full
 from speechft_ray.core.preemption import Preempted, ask_with
 from speechft_ray.core.records import Job, Outcome, Place
@@ -50,7 +50,9 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         if is_disk_full(error):
             return make_outcome(error=_describe_full_disk(place, error), cannot_store="disk full")
         if isinstance(error, UserError):
-            return make_outcome(error=_one_line(str(error)))
+            is_estimate = place.gpu_share < 1 and job.resources.gpu_memory_bytes > 0
+            lacks_gpu_share = isinstance(error, GpuMemoryError) and is_estimate
+            return make_outcome(error=_one_line(str(error)), lacks_gpu_share=lacks_gpu_share)
         return make_outcome(
             error=_one_line(f"{type(error).__name__}: {error}"), traceback=traceback.format_exc()
         )

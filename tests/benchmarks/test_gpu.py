@@ -8,6 +8,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.cuda._utils import _get_device_index
+
+from benchmarks.gpu_bench import Bench
+from benchmarks.gpu_training import _lack_memory
 
 ROOT = Path(__file__).parents[2]
 ABSENT = [
@@ -74,3 +83,27 @@ def test_without_a_gpu_full_sizes_are_refused() -> None:
     done = run_benchmark("--device", "cuda:0")
     assert done.returncode == 2
     assert done.stderr.startswith("error: the device cuda:0 cannot be used here: ")
+
+
+def test_the_memory_of_a_gpu_without_a_number_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes ``cuda`` alone for most functions, but not for this one."""
+    limits: list[tuple[float, int]] = []
+
+    def limit(share: float, device: Any) -> None:
+        limits.append((share, _get_device_index(device)))
+
+    stand_ins: dict[str, Any] = {
+        "set_per_process_memory_fraction": limit,
+        "memory_reserved": lambda device: 1 << 30,
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=8 << 30),
+        "current_device": lambda: 0,
+        "synchronize": lambda device: None,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda device: None,
+    }
+    for name, function in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    bench = Bench(device=torch.device("cuda"), toy=True, ends=0.0)
+    with _lack_memory(bench, object, "unused"):
+        assert limits[0][0] < 0.2
+    assert [index for _, index in limits] == [0, 0] and limits[1][0] == 1.0

@@ -17,10 +17,12 @@ import pytest
 from speechft_ray.cluster import connect as connecting
 from speechft_ray.cluster.connect import Cluster, connect
 from speechft_ray.cluster.environment import (
+    ALLOCATOR,
     ALLOWED_ENVIRONMENT,
     IDLE_WORKERS,
     WORKER_ENVIRONMENT,
     restrict_environment,
+    select_variables,
 )
 from speechft_ray.core.errors import UserError
 from tests.cluster.ray_clusters import ROOT, eventually, local_cluster, ray_folder
@@ -186,13 +188,25 @@ def test_a_local_cluster_starts_in_an_environment_of_its_own(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("GITHUB_TOKEN", "secret")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     before = dict(os.environ)
     with restrict_environment():
         inside = dict(os.environ)
     assert inside.items() >= WORKER_ENVIRONMENT.items()
     assert inside.items() >= IDLE_WORKERS.items()
+    assert inside.items() >= ALLOCATOR.items()
     assert "GITHUB_TOKEN" not in inside
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_an_allocator_that_a_user_chose_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "max_split_size_mb:512")
+    with restrict_environment():
+        inside = dict(os.environ)
+    chosen = {key: value for key, value in inside.items() if key.endswith("ALLOC_CONF")}
+    assert chosen == {name: "max_split_size_mb:512"}
+    assert not ALLOCATOR.keys() & select_variables().keys()
 
 
 def test_what_a_dashboard_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

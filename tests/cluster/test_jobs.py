@@ -225,10 +225,11 @@ def test_tokens_and_hosts(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_driver_that_is_a_job_keeps_the_environment_of_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert environment.select_variables() == environment.WORKER_ENVIRONMENT
+    everything = {**environment.WORKER_ENVIRONMENT, **environment.ALLOCATOR}
+    assert environment.select_variables() == everything
     of_job = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "4", "OTHER": "1"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(of_job))
-    rest = environment.WORKER_ENVIRONMENT.keys() - {"OMP_NUM_THREADS"}
+    rest = everything.keys() - {"OMP_NUM_THREADS"}
     assert environment.select_variables().keys() == rest
     with pytest.raises(UserError, match="--address auto"):
         connecting.connect("local")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import GpuMemoryError, UserError
 from speechft_ray.core.preemption import must_leave
 from speechft_ray.core.records import Job, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
@@ -168,11 +168,21 @@ def _meet(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapp
     return {
         "node": ray.get_runtime_context().get_node_id(),
         "gpus": ray.get_gpu_ids(),
+        "share": place.gpu_share,
+        "pid": os.getpid(),
         "device": place.device,
     }
 
 
+def _need_gpu(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
+    """Needs more of a GPU than was estimated."""
+    if place.gpu_share < 1:
+        raise GpuMemoryError(f"the GPU's memory ran out with a share of {place.gpu_share:g}.")
+    return {"share": place.gpu_share}
+
+
 _ACTIONS = {
+    "need-gpu": _need_gpu,
     "succeed": _succeed,
     "divide": _divide,
     "score": _score,

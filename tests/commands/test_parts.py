@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from speechft_ray.commands import parts
 from speechft_ray.commands.parts import (
     SEARCH_SPACES,
     find_space,
@@ -13,6 +15,7 @@ from speechft_ray.commands.parts import (
 )
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Place
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.base import FORMATS
 from speechft_ray.stages.perform import publish_start
@@ -57,3 +60,18 @@ def test_a_plan_prints_what_the_loader_of_its_encoder_guessed(
 def test_an_unknown_name_lists_the_packaged_ones() -> None:
     with pytest.raises(UserError, match=r"unknown search space `alpah`. Did you mean `alpha`\?"):
         find_space("alpah")
+
+
+def test_a_plan_knows_that_the_means_of_a_large_corpus_take_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = SimpleNamespace(utterances=range(100_000))
+    monkeypatch.setattr(parts, "_open_with_progress", lambda spec, place: corpus)
+    estimate = plan_inputs(Place(storage=str(tmp_path), encoder="tiny_hubert")).gpu_memory
+    on_disk, synthetic = (
+        EvalSpec(task="sid", updates=5, corpus=CorpusSpec(name=name))
+        for name in ("voxceleb1", "synthetic")
+    )
+    # 7 states of 192 float32 values for each utterance, and once more
+    means = 2 * 100_000 * 7 * 192 * 4
+    assert estimate(on_disk, "e") - estimate(synthetic, "e") == means

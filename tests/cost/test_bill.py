@@ -103,9 +103,9 @@ def test_settings_change_the_jobs_that_they_name() -> None:
 
 
 def test_the_memory_of_an_evaluation_follows_encoder_batch_and_features() -> None:
-    def need(task: str, size: EncoderSize = BASE, **fields: Any) -> float:
+    def need(task: str, size: EncoderSize = BASE, utterances: int = 0, **fields: Any) -> float:
         spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=5, **fields)
-        return estimate_gpu_memory(spec, size) / 2**30
+        return estimate_gpu_memory(spec, size, utterances) / 2**30
 
     large = EncoderSize(name="encoder", state_count=25, dim=1024, front_end_channels=512)
     # Means: context, weights, and 4 GB of activations for a batch of 160 s
@@ -114,3 +114,11 @@ def test_the_memory_of_an_evaluation_follows_encoder_batch_and_features() -> Non
     assert need("pr") > need("sid") + 1  # frames are held in memory
     assert need("pr", seeds=3) - need("pr") == pytest.approx(2 * 700 / 1024)
     assert need("pr", batch_size=32) > need("pr", batch_size=16)
+    # VoxCeleb1: 13 x 768 means of each utterance, and once more
+    means = 2 * 150_000 * 13 * 768 * 4 / 2**30
+    assert need("sid", utterances=150_000) - need("sid") == pytest.approx(means)
+    assert need("pr", utterances=150_000) == need("pr")
+    # Six matrices of 25600 x 25600 float64 for the basis of a Large encoder
+    basis = 6 * (25 * 1024) ** 2 * 8 / 2**30
+    assert need("pr", large, features="compact") == pytest.approx(0.78 + basis, abs=0.05)
+    assert need("pr", features="compact") >= need("pr", features="int8")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from speechft_ray.cli import main
 from speechft_ray.cost import calibration
+from tests.contracts.test_tasks import COUNTS, spec_of
 from tests.e2e.small_world import write_space
+from tests.fake_cuda import fake_cuda
+from tests.superb.toy_models import DIM, STATE_COUNT, toy_corpus
 
 
 def plan(
@@ -66,3 +71,20 @@ def test_impossible_resources_are_refused(
 ) -> None:
     assert main(["run", "--plan", "--storage", str(tmp_path), *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_calibration_has_the_number_types_of_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch itself allows TF32 in convolutions."""
+    allows: list[bool] = []
+
+    def note_type(*arguments: Any) -> tuple[float, float]:
+        allows.append(torch.backends.cudnn.allow_tf32)
+        return 0.1, 0.1
+
+    monkeypatch.setattr(calibration, "_time_updates", note_type)
+    monkeypatch.setattr(calibration, "make_clock", lambda device: lambda: 0.0)
+    with fake_cuda():
+        calibration.measure_probe(
+            spec_of("sid"), toy_corpus(COUNTS), STATE_COUNT, DIM, torch.device("cuda")
+        )
+    assert allows == [False, False]

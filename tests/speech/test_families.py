@@ -13,6 +13,7 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import frame_count
+from speechft_ray.speech.encoders._s3prl import _WavLMAttention
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from tests.speech.toy_models import add_noise, make_wave, toy_encoder
 
@@ -231,3 +232,14 @@ def test_depth_of_the_configuration_must_be_that_of_the_weights(name: str) -> No
     }
     with pytest.raises(UserError, match="encoder_layers` must be 1"):
         FAMILIES.get(name).build(EncoderWeights(family=name, config=weights.config, state=shallow))
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 100, 799, 1201])
+def test_wavlm_has_the_position_bias_of_s3prl(length: int) -> None:
+    """``max_distance`` is 800: all distances above it share a bucket."""
+    attention = import_module("s3prl.upstream.wavlm.modules").MultiheadAttention(
+        16, 2, self_attention=True, has_relative_attention_bias=True, max_distance=800
+    )
+    expected = attention.compute_bias(length, length)
+    attention.__class__ = _WavLMAttention
+    assert torch.equal(attention.compute_bias(length, length), expected)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.cost.memory import BASIS_MATRICES
 from speechft_ray.speech.heads.featurizer import Basis, Featurizer
 from speechft_ray.superb.extractor import Batch
 from speechft_ray.superb.feature_forms import CompactForm, ExactForm, Int8Form, fit_basis
@@ -140,3 +145,43 @@ def test_the_featurizer_sums_in_a_basis() -> None:
     torch.testing.assert_close(
         featurizer.sum_in_basis(coefficients, basis), basis.restore(coefficients).mean(0)
     )
+
+
+def test_fitting_a_basis_takes_no_more_memory_than_is_estimated() -> None:
+    """Of what torch allocates; the workspace of the decomposition comes on top (two matrices)."""
+    layers, dim = 13, 24
+    states = [torch.randn(layers, 40, dim).half() for _ in range(6)]
+    fit_basis(states, 0.5)  # allocates what torch keeps
+    with PeakMemory() as memory:
+        fit_basis(states, 0.5)
+    assert memory.peak <= (BASIS_MATRICES - 2) * (layers * dim) ** 2 * 8
+
+
+class PeakMemory(TorchDispatchMode):
+    """Most bytes of tensors at once that are made while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def remove() -> None:
+            self._alive.discard(key)
+            self.now -= size
+
+        weakref.finalize(storage, remove)

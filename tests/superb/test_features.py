@@ -18,6 +18,7 @@ from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.extractor import Extractor, Features
 from speechft_ray.superb.feature_store import FeatureStorage, FeatureStore
 from speechft_ray.superb.features import prepare_features, size_in_bytes
+from tests.fake_cuda import fake_cuda
 from tests.superb.toy_models import DIM, STATE_COUNT, ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")
@@ -207,25 +208,35 @@ def test_too_short_an_utterance_is_named() -> None:
         Extractor(ToyEncoder(), short, CPU, True)([corpus.utterances[0]])
 
 
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
 class SmallMemory(ToyEncoder):
     """Has memory for so many samples of padded audio at once."""
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, error: RuntimeError = NO_MEMORY[0]) -> None:
         super().__init__()
-        self.samples, self.tried = samples, list[int]()
+        self.samples, self.error, self.tried = samples, error, list[int]()
 
     def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
         self.tried.append(len(waves) * max(map(len, waves)))
         if self.tried[-1] > self.samples:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise self.error
         return super().hidden_states(waves)
 
 
+@pytest.mark.parametrize("error", NO_MEMORY)
 @pytest.mark.parametrize("pooled", [False, True])
-def test_a_batch_that_is_too_large_for_the_memory_is_encoded_in_parts(pooled: bool) -> None:
+def test_a_batch_that_is_too_large_for_the_memory_is_encoded_in_parts(
+    pooled: bool, error: RuntimeError
+) -> None:
     corpus = toy_corpus({"train": 9, "dev": 5})
     longest = max(item.samples for item in corpus.utterances)
-    encoder = SmallMemory(3 * longest)
+    encoder = SmallMemory(3 * longest, error)
     extract = Extractor(encoder, corpus, CPU, pooled, rule=PADDED)
     expected = Extractor(ToyEncoder(), corpus, CPU, pooled, rule=PADDED)(corpus.utterances)
     for _ in range(2):
@@ -240,3 +251,19 @@ def test_one_recording_that_is_too_long_for_the_memory_is_said() -> None:
     extract = Extractor(SmallMemory(1), corpus, CPU, True, rule=PADDED)
     with pytest.raises(UserError, match=r"too small for one recording of \d+ s: cut the recording"):
         extract(corpus.utterances)
+
+
+def test_the_cache_of_the_gpu_is_emptied_only_when_its_memory_ran_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Later batches of that size are halved before they are tried."""
+    times: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: times.append(1))
+    corpus = toy_corpus({"train": 9, "dev": 5})
+    encoder = SmallMemory(3 * max(item.samples for item in corpus.utterances))
+    with fake_cuda():
+        extract = Extractor(encoder, corpus, torch.device("cuda"), False)
+        extract(corpus.utterances)
+        assert len(times) == sum(tried > encoder.samples for tried in encoder.tried) > 0
+        extract(corpus.utterances)
+        assert len(times) == sum(tried > encoder.samples for tried in encoder.tried)

@@ -119,7 +119,7 @@ class ToyEncoder(nn.Module):
         self.calls.append(len(waves))
         longest = max(map(len, waves))
         padded = torch.stack([functional.pad(wave, (0, longest - len(wave))) for wave in waves])
-        windows = padded.unfold(1, 400, 320) * torch.hann_window(400)  # (batch, frames, 400)
+        windows = padded.unfold(1, 400, 320) * torch.hann_window(400, device=padded.device)
         states = [torch.log(torch.fft.rfft(windows).abs() + 0.1) @ self.bands]
         for weights in self.layers:
             states.append(states[-1] + torch.tanh(states[-1] @ weights))

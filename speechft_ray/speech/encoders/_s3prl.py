@@ -34,6 +34,7 @@ from s3prl.upstream.interfaces import UpstreamBase
 from s3prl.upstream.wav2vec2 import expert as wav2vec2_expert
 from s3prl.upstream.wav2vec2.wav2vec2_model import TransformerEncoder, Wav2Vec2Config, Wav2Vec2Model
 from s3prl.upstream.wavlm import expert as wavlm_expert
+from s3prl.upstream.wavlm.modules import MultiheadAttention
 from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
 
 ignore_warning(DeprecationWarning, r"`torch\.jit\.")  # which the next imports use
@@ -137,6 +138,9 @@ def wavlm(options: Mapping[str, Any], normalize: bool, device: str) -> Expert:
     """Returns a WavLM with s3prl's initial weights, like ``hubert``."""
     config = WavLMConfig({**options, **_FIXED, "normalize": normalize})
     model = _build(lambda: WavLM(config), device)
+    for part in model.modules():
+        if isinstance(part, MultiheadAttention):
+            part.__class__ = _WavLMAttention
     return Expert(wavlm_expert.UpstreamExpert, model, Convolutions(model, normalize), cfg=config)
 
 
@@ -148,6 +152,21 @@ def decoar2(options: Mapping[str, Any], device: str) -> Expert:
     return Expert(
         decoar2_expert.UpstreamExpert, model, front_end, preprocessor=front_end.preprocessor
     )
+
+
+class _WavLMAttention(MultiheadAttention):  # type: ignore[misc]  # s3prl has no type information
+    """s3prl's attention of WavLM, which finds the bucket of each distance once instead of for all
+    pairs of frames: on the CPU, in every forward pass, and then copied to the device."""
+
+    def compute_bias(self, query_length: int, key_length: int) -> torch.Tensor:
+        """Returns s3prl's bias ``(heads, query, key)``, to the bit."""
+        device = self.relative_attention_bias.weight.device
+        distances = torch.arange(1 - query_length, key_length)
+        buckets = self._relative_positions_bucket(distances, bidirectional=True).to(device)
+        query, key = (torch.arange(length, device=device) for length in (query_length, key_length))
+        of_pairs = buckets[key[None, :] - query[:, None] + query_length - 1]
+        bias: torch.Tensor = self.relative_attention_bias(of_pairs).permute([2, 0, 1])
+        return bias
 
 
 class _SizedDecoar2(Decoar2):  # type: ignore[misc]  # s3prl has no type information

@@ -81,16 +81,19 @@ def run_bidirectional(layer: nn.LSTM, features: torch.Tensor, frames: torch.Tens
     """Runs a bidirectional layer over ``(batch, frames, dim)``. The backward direction starts at
     each utterance's last valid frame.
 
-    On a GPU the sequences are packed. On a CPU torch's backward pass of packed sequences takes time
-    quadratic in their length (130 frames: ten times as long as here), so each direction runs over
-    the padded batch, the second on reversed utterances.
+    On a GPU the sequences are packed, in float32 also under autocast: cuDNN's recurrent layers
+    would run in float16, whatever type autocast has (torch 2.13, ``_cudnn_rnn_cast_reflatten``),
+    and gradients would be lost without a scaled loss. On a CPU torch's backward pass of packed
+    sequences takes time quadratic in their length (130 frames: ten times as long as here), so each
+    direction runs over the padded batch, the second on reversed utterances.
     """
     length = features.shape[1]
     if features.is_cuda:
-        packed = pack_padded_sequence(
-            features, frames.cpu(), batch_first=True, enforce_sorted=False
-        )
-        return pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=length)[0]
+        with torch.autocast("cuda", enabled=False):
+            packed = pack_padded_sequence(
+                features.float(), frames.cpu(), batch_first=True, enforce_sorted=False
+            )
+            return pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=length)[0]
     # Reverses the valid frames of each utterance: (batch, frames), its own inverse.
     positions = torch.arange(length)
     reversal = torch.where(positions < frames[:, None], frames[:, None] - 1 - positions, positions)

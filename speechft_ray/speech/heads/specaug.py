@@ -92,13 +92,17 @@ def warp_time(
     source = (position - new_start + 0.5) * (old_size / new_size) - 0.5
     first = source.floor()
     # The weights of the four old frames around it; padding keeps its own frame.
-    matrix = torch.zeros(batch, length, length)
+    indices, weights = [], []
     for tap in range(-1, 3):
-        weight = _cubic((source - first - tap).abs())
         index = old_start + (first.long() + tap).clamp(min=0).minimum(old_size - 1)
-        index = torch.where(valid, index, position)
-        weight = torch.where(valid, weight, float(tap == 0))
-        matrix.scatter_add_(2, index.unsqueeze(-1), weight.unsqueeze(-1))
+        indices.append(torch.where(valid, index, position))
+        weights.append(torch.where(valid, _cubic((source - first - tap).abs()), float(tap == 0)))
+    # Made on the device, to which the four weights of each frame are copied and not the matrix. No
+    # two weights of one tap meet, so that each sum has one order on every device.
+    matrix = torch.zeros(batch, length, length, device=features.device)
+    of_taps = torch.stack(indices).unsqueeze(-1).to(features.device)
+    for index, weight in zip(of_taps, torch.stack(weights).to(features.device), strict=True):
+        matrix.scatter_add_(2, index, weight.unsqueeze(-1))
     return torch.bmm(matrix.to(features), features)
 
 
