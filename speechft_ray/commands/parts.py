@@ -37,7 +37,7 @@ from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.stages.perform import perform
-from speechft_ray.stages.sources import plan_corpus, start_encoder
+from speechft_ray.stages.sources import open_corpus, plan_corpus, start_encoder
 from speechft_ray.storage.address import CREDENTIALS, is_url, resolve_storage
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.inputs import Component, Inputs
@@ -146,7 +146,7 @@ def _count_means(spec: EvalSpec, place: Place) -> int:
     if not TASKS.get(spec.task).pooled:
         return 0
     on_disk = [item for item in spec.corpora() if CORPORA.get(item.name).needs_root]
-    return max((len(_open_with_progress(item, place).utterances) for item in on_disk), default=0)
+    return max((len(open_corpus(item, place).utterances) for item in on_disk), default=0)
 
 
 def _can_screen(spec: EvalSpec, by: str, place: Place) -> bool:

@@ -66,7 +66,7 @@ def test_a_plan_knows_that_the_means_of_a_large_corpus_take_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = SimpleNamespace(utterances=range(100_000))
-    monkeypatch.setattr(parts, "_open_with_progress", lambda spec, place: corpus)
+    monkeypatch.setattr(parts, "open_corpus", lambda spec, place: corpus)
     estimate = plan_inputs(Place(storage=str(tmp_path), encoder="tiny_hubert")).gpu_memory
     on_disk, synthetic = (
         EvalSpec(task="sid", updates=5, corpus=CorpusSpec(name=name))
