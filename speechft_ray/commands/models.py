@@ -17,7 +17,7 @@ from speechft_ray.speech.checkpoints.catalogue import PACKAGED, PUBLISHED
 from speechft_ray.sweep.fields import list_merge_fields
 from speechft_ray.sweep.invocations import list_facts
 from speechft_ray.sweep.plan import Plan
-from speechft_ray.sweep.protocols import EncoderRow, Model
+from speechft_ray.sweep.protocols import EncoderRow, Leak, Model
 
 if TYPE_CHECKING:
     from speechft_ray.report.write import ReportData  # loads matplotlib
@@ -70,9 +70,14 @@ def find_card(store: Store, label: str) -> Path:
 
 
 def make_lineage_card(
-    fingerprint: str, recipe: Mapping[str, object], encoder: str, parents: Sequence[str]
+    fingerprint: str,
+    recipe: Mapping[str, object],
+    encoder: str,
+    parents: Sequence[str],
+    leaks: Sequence[Leak] | None,
 ) -> str:
-    """Returns the card of a merged encoder that no sweep selected: how it was made."""
+    """Returns the card of a merged encoder that no sweep selected: how it was made. ``leaks``:
+    ``None`` where they were not looked for."""
     fields = {"merge": fingerprint, **{name: str(value) for name, value in recipe.items()}}
     return render_card(
         Card(
@@ -81,6 +86,7 @@ def make_lineage_card(
             licence=find_licence(encoder),
             fields={**fields, "parents": ", ".join(parents)},
             facts={},
+            leaks=None if leaks is None else [leak.sentence() for leak in leaks],
         )
     )
 

@@ -20,6 +20,11 @@ INTRODUCTION = (
     "(Speech-FT, arXiv 2502.12672), by speechft_ray. Input: audio at 16 kHz; output: hidden states "
     "of every layer."
 )
+NO_LEAK = "No overlap of its tuning data with a test set was detected."
+NOT_CHECKED = (
+    "Not checked: the storage has no report of a sweep with this encoder that compared its tuning "
+    "data with test sets."
+)
 FROM_THE_HUB = "hf:"
 
 
@@ -37,8 +42,8 @@ class Card(NamedTuple):
     """What it was made with (``sweep.invocations.list_facts``)."""
     table: str = ""
     """Results of the sweep as a table in Markdown; empty where none are at hand."""
-    leaks: Sequence[str] = ()
-    """Overlaps of its tuning data with test sets, as sentences."""
+    leaks: Sequence[str] | None = None
+    """Overlaps of its tuning data with test sets, as sentences; ``None``: not looked for."""
 
 
 def render_card(card: Card) -> str:
@@ -57,9 +62,6 @@ def render_card(card: Card) -> str:
         if card.licence is not None
         else UNKNOWN_LICENCE
     )
-    leaks = [f"- {one_line(text)}." for text in card.leaks] or [
-        "No overlap of its tuning data with a test set was detected."
-    ]
     parts = [
         "---",
         *(f"{name}: {json.dumps(value)}" for name, value in front.items()),
@@ -78,7 +80,7 @@ def render_card(card: Card) -> str:
         *(["## Results", "", card.table.strip(), ""] if card.table else []),
         "## Train and test data in common",
         "",
-        *leaks,
+        *_describe_leaks(card.leaks),
         "",
         "## How it was made",
         "",
@@ -91,6 +93,12 @@ def render_card(card: Card) -> str:
         "",
     ]
     return "\n".join(parts)
+
+
+def _describe_leaks(leaks: Sequence[str] | None) -> list[str]:
+    if leaks is None:
+        return [NOT_CHECKED]
+    return [f"- {one_line(text)}." for text in leaks] or [NO_LEAK]
 
 
 def _list(values: Mapping[str, str]) -> list[str]:

@@ -1,0 +1,55 @@
+"""The model card beside an exported encoder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from speechft_ray.commands.encoders import export_encoder
+from speechft_ray.core.store import Store
+from speechft_ray.report.winner import read_record
+
+FORMAT = "safetensors"
+
+
+def export_card(storage: Path, run: str, out: Path) -> str:
+    export_encoder(run, FORMAT, out, storage)
+    return out.with_name(f"{out.name}.md").read_text(encoding="utf-8")
+
+
+def find_best(storage: Path) -> str:
+    winner = read_record(Store(storage), "small-sweep").winner
+    assert winner is not None
+    return winner.merge
+
+
+def test_an_encoder_without_a_sweep_was_not_checked_for_leaks(
+    storage_copy: Path, tmp_path: Path
+) -> None:
+    best = find_best(storage_copy)
+    shutil.rmtree(storage_copy / "overlap")
+    card = export_card(storage_copy, best, tmp_path / "one.safetensors")
+    assert "Not checked: " in card and "No overlap" not in card
+    shutil.rmtree(storage_copy / "plans")
+    card = export_card(storage_copy, best, tmp_path / "two.safetensors")
+    assert "Not checked: " in card and "No overlap" not in card
+
+
+def test_the_leaks_of_an_encoder_by_fingerprint_are_those_of_its_sweeps(
+    storage_copy: Path, tmp_path: Path
+) -> None:
+    best = find_best(storage_copy)
+    none = export_card(storage_copy, best, tmp_path / "one.safetensors")
+    assert "No overlap of its tuning data with a test set was detected." in none
+    store = Store(storage_copy)
+    for key in store.fingerprints("overlap"):
+        facts = {
+            name: store.manifest("overlap", key)[name]
+            for name in ("corpora", "speakers", "of_speakers")
+        }
+        shutil.rmtree(store.folder("overlap", key))
+        with store.publish("overlap", key, {**facts, "utterances": 3, "of_utterances": 9}):
+            pass
+    some = export_card(storage_copy, best, tmp_path / "two.safetensors")
+    assert "No overlap" not in some
+    assert "was tuned on 3 of the 9 test utterances of" in some
