@@ -16,6 +16,7 @@ from speechft_ray.commands.push import check_push, push_folder
 from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import LENGTH
 from speechft_ray.core.store import Store
+from speechft_ray.report.card import set_format
 from speechft_ray.report.winner import SweepRecord, list_records, read_record
 from speechft_ray.speech.checkpoints.cache import is_cached
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED, PUBLISHED, cache_folder
@@ -99,7 +100,7 @@ def export_encoder(
     weights = checkpoint.weights
     check_family(form, weights.family)
     origin = _find_origin(store, merged)
-    card = _read_card(store, merged, origin["parents"])
+    card = set_format(_read_card(store, merged, origin["parents"]), to, weights.family)
     notes = form.write(out, weights, {**checkpoint.provenance, **origin})
     card_file.write_text(card, encoding="utf-8")
     sentences = [f"{out}: a {weights.family}, {_describe(merged)}. Its card: {card_file}.", *notes]

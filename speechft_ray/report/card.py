@@ -6,6 +6,7 @@ The front matter is that of the Hugging Face hub (huggingface.co/docs/hub/model-
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,56 @@ NOT_CHECKED = (
 FROM_THE_HUB = "hf:"
 
 
+class Loader(NamedTuple):
+    """How an encoder is loaded: the library, and lines of Python."""
+
+    library: str
+    lines: tuple[str, ...]
+
+
+LOADERS = {
+    "hf": Loader(
+        "transformers",
+        (
+            "from transformers import AutoModel",
+            "",
+            'encoder = AutoModel.from_pretrained("PATH OR NAME OF THIS FOLDER")',
+            "states = encoder(waveforms, output_hidden_states=True).hidden_states",
+        ),
+    ),
+    "s3prl": Loader(
+        "s3prl",
+        (
+            "from s3prl.upstream.{family}.expert import UpstreamExpert",
+            "",
+            'encoder = UpstreamExpert("PATH OF THIS FILE").eval()',
+            'states = encoder(waveforms)["hidden_states"]',
+        ),
+    ),
+    "fairseq": Loader(
+        "fairseq",
+        (
+            "from fairseq import checkpoint_utils",
+            "",
+            'models, _, _ = checkpoint_utils.load_model_ensemble_and_task(["PATH OF THIS FILE"])',
+            "encoder = models[0].eval()",
+        ),
+    ),
+}
+"""Loaders of the formats of other tools by the name of the format."""
+OWN_LOADER = Loader(
+    "speechft_ray",
+    (
+        "import speechft_ray",
+        "",
+        'weights = speechft_ray.load_encoder("PATH OF THIS FILE OR FOLDER")',
+        "encoder = speechft_ray.build_encoder(weights)",
+        "states = encoder.hidden_states(waveforms).states",
+    ),
+)
+"""Reads every format."""
+
+
 class Card(NamedTuple):
     """What a card says."""
 
@@ -47,9 +98,10 @@ class Card(NamedTuple):
 
 
 def render_card(card: Card) -> str:
-    """Returns the card as Markdown with its front matter."""
+    """Returns the card as Markdown with its front matter, for the format of transformers."""
+    loader = LOADERS["hf"]
     front: dict[str, object] = {
-        "library_name": "transformers",
+        "library_name": loader.library,
         "pipeline_tag": "feature-extraction",
         "tags": ["speech", "speech-ft", "model-merging"],
     }
@@ -71,10 +123,7 @@ def render_card(card: Card) -> str:
         INTRODUCTION.format(encoder=one_line(card.encoder)),
         "",
         "```python",
-        "from transformers import AutoModel",
-        "",
-        'encoder = AutoModel.from_pretrained("PATH OR NAME OF THIS FOLDER")',
-        "states = encoder(waveforms, output_hidden_states=True).hidden_states",
+        *loader.lines,
         "```",
         "",
         *(["## Results", "", card.table.strip(), ""] if card.table else []),
@@ -93,6 +142,18 @@ def render_card(card: Card) -> str:
         "",
     ]
     return "\n".join(parts)
+
+
+def set_format(card: str, form: str, family: str) -> str:
+    """Returns a card with the library and the lines that load an encoder of this family in a
+    format."""
+    loader = LOADERS.get(form, OWN_LOADER)
+    code = "\n".join(("```python", *loader.lines, "```")).format(family=family)
+    name = f"library_name: {json.dumps(loader.library)}"
+    card = re.sub(r"^library_name: .*$", lambda _: name, card, count=1, flags=re.MULTILINE)
+    return re.sub(
+        r"^```python\n.*?^```$", lambda _: code, card, count=1, flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def _describe_leaks(leaks: Sequence[str] | None) -> list[str]:

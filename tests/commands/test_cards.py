@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from speechft_ray.commands.encoders import export_encoder
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import read_record
@@ -53,3 +55,24 @@ def test_the_leaks_of_an_encoder_by_fingerprint_are_those_of_its_sweeps(
     some = export_card(storage_copy, best, tmp_path / "two.safetensors")
     assert "No overlap" not in some
     assert "was tuned on 3 of the 9 test utterances of" in some
+
+
+@pytest.mark.parametrize(
+    ("form", "library", "line"),
+    [
+        ("hf", "transformers", "from transformers import AutoModel"),
+        ("s3prl", "s3prl", "from s3prl.upstream.hubert.expert import UpstreamExpert"),
+        ("fairseq", "fairseq", "from fairseq import checkpoint_utils"),
+        ("safetensors", "speechft_ray", "import speechft_ray"),
+        ("s3prl-downstream", "speechft_ray", "import speechft_ray"),
+    ],
+)
+def test_a_card_says_how_to_load_its_format(
+    finished_storage: Path, tmp_path: Path, form: str, library: str, line: str
+) -> None:
+    out = tmp_path / "out"
+    export_encoder("small-sweep", form, out, finished_storage)
+    (path,) = [*tmp_path.glob("out.md"), *out.glob("README.md")]
+    card = path.read_text(encoding="utf-8")
+    assert f'library_name: "{library}"\n' in card and f"```python\n{line}\n" in card
+    assert ("transformers" in card) == (form == "hf")
