@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from speechft_ray.commands import models
 from speechft_ray.commands.encoders import export_encoder
+from speechft_ray.commands.models import make_winner_card
+from speechft_ray.commands.stored import open_store, read_sweep
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import read_record
 
@@ -76,3 +79,13 @@ def test_a_card_says_how_to_load_its_format(
     card = path.read_text(encoding="utf-8")
     assert f'library_name: "{library}"\n' in card and f"```python\n{line}\n" in card
     assert ("transformers" in card) == (form == "hf")
+
+
+def test_the_card_of_a_winner_that_transformers_lacks_is_for_the_file_of_the_store(
+    storage_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, store = read_sweep(open_store(storage_copy), "small-sweep"), Store(storage_copy)
+    assert "AutoModel" in make_winner_card(sweep.plan, store, sweep.data, sweep.data.rows[0])
+    monkeypatch.setattr(models, "find_family", lambda *_: "decoar2")
+    card = make_winner_card(sweep.plan, store, sweep.data, sweep.data.rows[0])
+    assert 'library_name: "speechft_ray"' in card and "transformers" not in card
