@@ -17,7 +17,8 @@
 #SBATCH --output=speechft-%j.log
 set -u
 umask 077
-state=${SPEECHFT_STATE:-$HOME/.speechft/slurm-$SLURM_JOB_ID}
+# A folder of this job alone, which all nodes see; $SPEECHFT_STATE says where it is made.
+state=${SPEECHFT_STATE:-$HOME/.speechft}/slurm-$SLURM_JOB_ID
 mkdir -p "$state"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$state/token
 [ -s "$state/token" ] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$state/token"
@@ -32,6 +33,7 @@ stop() { [ -s "$state/process" ] && kill -USR1 "$(cat "$state/process")"; }
 trap stop USR1 TERM
 wait "$step"; code=$?
 while kill -0 "$step" 2> /dev/null; do wait "$step"; code=$?; done
-rm -rf "$state"
+rm -f "$state/token" "$state/process"
+rmdir "$state"
 [ "$code" -ne 75 ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$code"

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 TrackEvaluation = Annotated[
     str | None,
     typer.Option(
-        "--track", help="Log the results too: mlflow, jsonl, tensorboard, wandb, with commas."
+        "--track",
+        help="Log the results too: mlflow, jsonl, tensorboard, wandb, with commas; default: "
+        "nothing, or mlflow where --mlflow says where.",
     ),
 ]
 EncoderName = Annotated[
@@ -89,7 +91,7 @@ def evaluate(
     from speechft_ray.commands.trackers import parse_trackers
     from speechft_ray.core.records import Place
 
-    trackers = parse_trackers(track or "none", mlflow)
+    trackers = parse_trackers(track or ("none" if mlflow is None else "mlflow"), mlflow)
     overrides = {
         "column": column,
         "updates": updates,

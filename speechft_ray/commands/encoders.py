@@ -16,6 +16,7 @@ from speechft_ray.commands.push import check_push, push_folder
 from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import LENGTH
 from speechft_ray.core.store import Store
+from speechft_ray.report.card import set_format
 from speechft_ray.report.winner import SweepRecord, list_records, read_record
 from speechft_ray.speech.checkpoints.cache import is_cached
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED, PUBLISHED, cache_folder
@@ -99,8 +100,9 @@ def export_encoder(
     weights = checkpoint.weights
     check_family(form, weights.family)
     origin = _find_origin(store, merged)
+    card = set_format(_read_card(store, merged, origin["parents"]), to, weights.family)
     notes = form.write(out, weights, {**checkpoint.provenance, **origin})
-    card_file.write_text(_read_card(store, merged, origin["parents"]), encoding="utf-8")
+    card_file.write_text(card, encoding="utf-8")
     sentences = [f"{out}: a {weights.family}, {_describe(merged)}. Its card: {card_file}.", *notes]
     if push is not None:
         sentences.append(f"Uploaded: {push_folder(out, push, token)}")
@@ -111,11 +113,14 @@ def _read_card(store: Store, merged: MergedEncoder, parents: Sequence[str]) -> s
     """Returns the card of the winner of a sweep, or for another encoder one without results."""
     if merged.sweep is not None and find_card(store, merged.sweep.sweep).is_file():
         return find_card(store, merged.sweep.sweep).read_text(encoding="utf-8")
+    from speechft_ray.commands.stored import read_leaks  # loads matplotlib
+
     *_, recipe = read_lineage(store, merged.fingerprint)
     start = find_pretrained(store, str(recipe["base"]))
     stored = store.is_complete("encoder", start)
     encoder = str(store.manifest("encoder", start).get("from", start)) if stored else start
-    return make_lineage_card(merged.fingerprint, recipe, encoder, parents)
+    leaks = read_leaks(store, merged.fingerprint)
+    return make_lineage_card(merged.fingerprint, recipe, encoder, parents, leaks)
 
 
 def require_absent(out: Path) -> None:

@@ -47,7 +47,8 @@ def make_evaluation(
     ``overrides`` are fields of ``EvalSpec`` and ``corpus_options``; the published protocol of the
     task fills the rest. ``corpus`` is the folder of the task's own corpus, a manifest, or ``None``
     for the synthetic one of the task. Raises ``UserError`` where a task has no published protocol
-    and ``overrides`` has no updates, and ``SpecError`` with every mistake.
+    and ``overrides`` has no updates, or no synthetic corpus and ``corpus`` is ``None``, and
+    ``SpecError`` with every mistake.
     """
     own = TASKS.get(task).published
     fields: dict[str, Any] = {
@@ -58,7 +59,13 @@ def make_evaluation(
     name = "synthetic"
     if corpus is None:
         part = SYNTHETIC_PARTS.get(task, task)
-        options = {**({"part": part} if part in PARTS else {}), **options}
+        if part in PARTS:
+            options = {"part": part, **options}
+        elif "part" not in options:
+            raise UserError(
+                f"the task `{task}` is for recordings of your own: say where they are and which "
+                "column has their labels, with --corpus FILE --column NAME."
+            )
     else:
         is_manifest = find_manifest(corpus).is_file()
         name = "manifest" if is_manifest or own is None else own.corpus

@@ -9,7 +9,9 @@ from typing import Any
 
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Place, read_scores
+from speechft_ray.core.specs import EvalSpec
 from speechft_ray.storage.open import find_local_root
+from speechft_ray.sweep.fields import Fields, dump_fully, flatten
 from speechft_ray.sweep.protocols import EncoderRow, SweepEnd, SweepInfo
 from speechft_ray.tracking.background import BackgroundTracker
 from speechft_ray.tracking.base import TRACKERS
@@ -58,6 +60,7 @@ def make_row(results: Mapping[str, Mapping[str, Any] | None], place: Place) -> E
         key=fingerprint({NAME: identity}),
         title=title,
         params={"encoder": place.encoder, "tasks": ",".join(done)},
+        fields=_list_fields(done),
         test={score.metric: score.mean for score in scores if score.split == "test"},
         dev={score.metric: score.mean for score in scores if score.split == "dev"},
         spread={
@@ -67,3 +70,12 @@ def make_row(results: Mapping[str, Mapping[str, Any] | None], place: Place) -> E
         },
         complete=len(done) == len(results),
     )
+
+
+def _list_fields(done: Mapping[str, Mapping[str, Any]]) -> Fields:
+    """Returns the specs of evaluations under the names that they have in a sweep."""
+    fields: dict[str, str] = {}
+    for facts in done.values():
+        spec = EvalSpec.model_validate(facts["spec"])
+        fields |= flatten(dump_fully(spec), f"evaluate.{spec.label}")
+    return fields

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -24,7 +24,11 @@ from speechft_ray.commands.merge_models import has_adapter, is_plain, plain_path
 from speechft_ray.commands.notes import print_notes
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import check_alpha
+from speechft_ray.merging.alignment import StateDict, join_first_five
 from speechft_ray.merging.base import METHODS, validate_params
+
+if TYPE_CHECKING:
+    from speechft_ray.speech.encoders.base import EncoderWeights
 
 
 def merge_models(
@@ -74,7 +78,8 @@ def merge_models(
 
 
 def read_states(first: str, second: str) -> list[Mapping[str, torch.Tensor]]:
-    """Returns the tensors of two models, encoders or plain safetensors files.
+    """Returns the tensors of two models, encoders or plain safetensors files, without parameters
+    of pre-training that the two do not both have.
 
     Prints what their loaders noted, and where only the normalisation of waveforms differs. Raises
     ``UserError`` for what cannot be read, and for encoders that are different networks.
@@ -89,9 +94,30 @@ def read_states(first: str, second: str) -> list[Mapping[str, torch.Tensor]]:
         configurations[0], {"the second model": configurations[1]}, "the first model"
     )
     print_notes("diff", [f"{note}." for note in notes])
-    return [
+    states: list[Mapping[str, torch.Tensor]] = [
         encoder.state if encoder else load_file(plain_path(name))
         for name, encoder in zip(names, encoders, strict=True)
+    ]
+    left_out = _list_unshared(encoders[0], *states) if encoders[0] else []
+    if left_out:
+        count = f"{len(left_out)} parameters that only pre-training uses"
+        note = f"{count} are left out, since the models do not both have them"
+        print_notes("diff", [f"{note}: {join_first_five(left_out)}."])
+    return [
+        {name: tensor for name, tensor in state.items() if name not in left_out} for state in states
+    ]
+
+
+def _list_unshared(encoder: EncoderWeights, first: StateDict, second: StateDict) -> list[str]:
+    """Returns the parameters of pre-training that one model lacks or has in another shape."""
+    from speechft_ray.speech.encoders.compatibility import find_protected_prefixes
+
+    prefixes = find_protected_prefixes(encoder, [second])
+    return [
+        name
+        for name in {**first, **second}
+        if name.startswith(prefixes)
+        and not (name in first and name in second and first[name].shape == second[name].shape)
     ]
 
 

@@ -8,22 +8,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import atomic_write
 from speechft_ray.core.store import Store
-from speechft_ray.report.card import Card, render_card
+from speechft_ray.report.card import Card, render_card, set_format
 from speechft_ray.report.table import markdown_table
 from speechft_ray.report.winner import label_plan
 from speechft_ray.speech.checkpoints.catalogue import PACKAGED, PUBLISHED
 from speechft_ray.sweep.fields import list_merge_fields
 from speechft_ray.sweep.invocations import list_facts
+from speechft_ray.sweep.lineage import find_pretrained
 from speechft_ray.sweep.plan import Plan
-from speechft_ray.sweep.protocols import EncoderRow, Model
+from speechft_ray.sweep.protocols import EncoderRow, Leak, Model
 
 if TYPE_CHECKING:
     from speechft_ray.report.write import ReportData  # loads matplotlib
 
 CARD = "README.md"
 """File of a card in a folder of the Hugging Face hub."""
+
+TRANSFORMERS, RAW_FORMAT = "hf", "safetensors"
+"""Formats: of transformers, and of the files in a store."""
 
 PRIVATE_FACTS = ("command", "search space", "host", "cluster", "encoder")
 """Facts that a card leaves out, since it is shared: names of machines and folders."""
@@ -56,6 +61,9 @@ def make_winner_card(plan: Plan, store: Store, data: ReportData, row: EncoderRow
             leaks=[leak.sentence() for leak in data.leaks.get(row.key, ())],
         )
     )
+    family = find_family(store, row.key)
+    if family is not None and choose_format(family) != TRANSFORMERS:
+        text = set_format(text, RAW_FORMAT, family)
     if store.is_writable():
         path = find_card(store, label)
         path.parent.mkdir(exist_ok=True)
@@ -70,9 +78,14 @@ def find_card(store: Store, label: str) -> Path:
 
 
 def make_lineage_card(
-    fingerprint: str, recipe: Mapping[str, object], encoder: str, parents: Sequence[str]
+    fingerprint: str,
+    recipe: Mapping[str, object],
+    encoder: str,
+    parents: Sequence[str],
+    leaks: Sequence[Leak] | None,
 ) -> str:
-    """Returns the card of a merged encoder that no sweep selected: how it was made."""
+    """Returns the card of a merged encoder that no sweep selected: how it was made. ``leaks``:
+    ``None`` where they were not looked for."""
     fields = {"merge": fingerprint, **{name: str(value) for name, value in recipe.items()}}
     return render_card(
         Card(
@@ -81,8 +94,28 @@ def make_lineage_card(
             licence=find_licence(encoder),
             fields={**fields, "parents": ", ".join(parents)},
             facts={},
+            leaks=None if leaks is None else [leak.sentence() for leak in leaks],
         )
     )
+
+
+def find_family(store: Store, merge: str) -> str | None:
+    """Returns the family of a merged encoder, that of its pre-trained encoder; ``None`` where the
+    store does not say it."""
+    with suppress(UserError, KeyError):  # a damaged manifest
+        start = find_pretrained(store, merge)
+        if store.is_complete("encoder", start):
+            return str(store.manifest("encoder", start)["family"])
+    return None
+
+
+def choose_format(family: str | None) -> str:
+    """Returns the format in which an encoder is exported unless somebody wants another one: that of
+    transformers, or the first one that can hold its family."""
+    from speechft_ray.speech.checkpoints.base import list_formats  # torch takes seconds to load
+
+    formats = [TRANSFORMERS] if family is None else list_formats(family)
+    return TRANSFORMERS if TRANSFORMERS in formats else formats[0]
 
 
 def make_model(store: Store, key: str, card: str) -> Model:
@@ -98,7 +131,7 @@ def write_for_transformers(folder: Path, out: Path, card: str) -> None:
     from speechft_ray.speech.checkpoints.convert import check_family
     from speechft_ray.speech.checkpoints.load import load_checkpoint
 
-    form = FORMATS.get("hf")
+    form = FORMATS.get(TRANSFORMERS)
     checkpoint = load_checkpoint(folder / "encoder.safetensors")
     check_family(form, checkpoint.weights.family)
     form.check(checkpoint.weights)

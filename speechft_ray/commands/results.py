@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from speechft_ray.commands.models import make_model, make_winner_card
+from speechft_ray.commands.models import choose_format, find_family, make_model, make_winner_card
 from speechft_ray.commands.parts import corpus_identity
 from speechft_ray.commands.provenance import read_versions
 from speechft_ray.core.records import Outcome, Place
@@ -18,7 +18,6 @@ from speechft_ray.core.store import Store
 from speechft_ray.report.comparison import headline
 from speechft_ray.report.curve_section import describe_predictions
 from speechft_ray.report.intervals import read_counts
-from speechft_ray.report.lines import find_winner
 from speechft_ray.report.published import is_paper_recipe
 from speechft_ray.report.search_summary import SearchResults, search_sentences
 from speechft_ray.report.table import (
@@ -132,7 +131,7 @@ def describe_sweep(plan: Plan, store: Store, made: Invocation | None) -> SweepIn
     return info._replace(tags=list_facts(made), files=files)
 
 
-def print_results(data: ReportData, report: Path, trackers: Sequence[str], storage: str) -> None:
+def print_results(data: ReportData, report: Path, trackers: Sequence[str], store: Store) -> None:
     """Prints the table of a sweep with its headline and its leaks, and where its report, its
     trackers and its best encoder are."""
     console = Console()
@@ -153,11 +152,13 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str], stora
     )
     for sentence in trackers:
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    if find_winner(data.lines) is not None:
+    if (winner := select_winner(data.lines)) is not None:
+        form = choose_format(find_family(store, winner.merge))
         name = shlex.quote(data.sweep.label or data.sweep.name)
         console.print(
             "Export the best encoder: "
-            f"speechft export {name} {name} --to hf --storage {shlex.quote(storage)}",
+            f"speechft export {name} {name} --to {form} "
+            f"--storage {shlex.quote(store.address)}",
             soft_wrap=True,
             highlight=False,
             markup=False,

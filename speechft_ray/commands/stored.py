@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speechft_ray.commands.parts import corpus_identity
@@ -15,12 +16,13 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import list_records, read_record
 from speechft_ray.report.write import ReportData
-from speechft_ray.stages.leaks import Identity
+from speechft_ray.stages.leaks import Identity, find_leaks, has_overlaps
 from speechft_ray.storage.address import resolve_storage
 from speechft_ray.storage.open import open_existing
 from speechft_ray.sweep.labels import label_sweep
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.plan_file import StoredPlan, list_plans, read_plan
+from speechft_ray.sweep.protocols import Leak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,23 @@ def read_sweep(store: Store, name: str) -> StoredSweep:
         place=place,
         data=read_report_data(plan, store, place, identity=_identify_corpora(plan, place)),
     )
+
+
+def read_leaks(store: Store, merge: str) -> list[Leak] | None:
+    """Returns the leaks of a merged encoder in all sweeps of the store that have it, from the
+    overlaps that their reports computed; ``None`` where no sweep with it has them all."""
+    leaks: dict[Leak, None] = {}
+    is_checked = False
+    for name in list_plans(store):
+        with suppress(UserError):  # a plan or corpus that cannot be read checks nothing
+            plan, place = read_plan(store, name.fingerprint)
+            rows = tuple(row for row in plan.rows if row.key == merge)
+            plan, identity = replace(plan, rows=rows), _identify_corpora(plan, place)
+            if rows and has_overlaps(plan, store, identity):
+                items = find_leaks(plan, store, place, identity).get(merge, ())
+                leaks |= dict.fromkeys(items)
+                is_checked = True
+    return list(leaks) if is_checked else None
 
 
 def _identify_corpora(plan: Plan, place: Place) -> Identity:

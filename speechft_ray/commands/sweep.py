@@ -302,7 +302,7 @@ def _run(
             data, how_to_open = publish_results(
                 sweep.plan, store, publisher, report, failures, status, place, findings
             )
-    print_results(data, report, how_to_open, store.address)
+    print_results(data, report, how_to_open, store)
     print_failures(failures)
     return failures
 
@@ -375,7 +375,7 @@ def write_report_again(
     if as_json:
         print_json(describe_report(data, report, how_to_open))
     else:
-        print_results(data, report, how_to_open, store.address)
+        print_results(data, report, how_to_open, store)
         print_failures(failures)
 
 

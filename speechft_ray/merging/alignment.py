@@ -80,11 +80,18 @@ def _factor_pairs(keys: set[str]) -> Iterable[tuple[str, str]]:
 
 
 def check_compatible(
-    base: StateDict, donor: StateDict, name: str, prefixes: tuple[str, ...]
+    base: StateDict,
+    donor: StateDict,
+    name: str,
+    prefixes: tuple[str, ...],
+    *,
+    title: str = "the base",
+    advice: str = "Merge only models tuned from this base.",
 ) -> None:
     """Raises ``UserError`` for a donor whose names, shapes or kinds of number are not the base's.
 
-    Protected parameters, whose names start with one of ``prefixes``, are not compared.
+    Protected parameters, whose names start with one of ``prefixes``, are not compared. ``title``
+    and ``advice``: what the error calls the base, and its last sentence.
     """
     base_keys, donor_keys = (
         {key for key in state if not key.startswith(prefixes)} for state in (base, donor)
@@ -102,16 +109,13 @@ def check_compatible(
                 f"it lacks {len(base_keys - donor_keys)} of {len(base_keys)} parameters",
                 base_keys - donor_keys,
             ),
-            (f"it has {len(donor_keys - base_keys)} that the base lacks", donor_keys - base_keys),
+            (f"it has {len(donor_keys - base_keys)} that {title} lacks", donor_keys - base_keys),
             (f"{len(differ)} differ in shape or kind", differ),
         )
         if names
     ]
     if problems:
-        raise UserError(
-            f"{name} does not fit the base: {'; '.join(problems)}. "
-            "Merge only models tuned from this base."
-        )
+        raise UserError(f"{name} does not fit {title}: {'; '.join(problems)}. {advice}")
 
 
 def _describe(tensor: torch.Tensor) -> str:

@@ -38,7 +38,14 @@ def compute_differences(first: StateDict, second: StateDict) -> list[Difference]
     Values are compared in float64. Tensors that are not floating point are not compared. Raises
     ``UserError`` when names or shapes differ.
     """
-    check_compatible(first, second, "the second model", ())
+    check_compatible(
+        first,
+        second,
+        "the second model",
+        (),
+        title="the first model",
+        advice="Compare models of one architecture.",
+    )
     groups: dict[str, list[str]] = {}
     for key, tensor in first.items():
         if tensor.is_floating_point():

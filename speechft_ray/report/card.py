@@ -6,6 +6,7 @@ The front matter is that of the Hugging Face hub (huggingface.co/docs/hub/model-
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,11 +17,66 @@ UNKNOWN_LICENCE = (
     "card: look it up before you share the weights."
 )
 INTRODUCTION = (
-    "A speech encoder: `{encoder}`, fine-tuned stably and merged with its pre-trained weights "
-    "(Speech-FT, arXiv 2502.12672), by speechft_ray. Input: audio at 16 kHz; output: hidden states "
+    "A speech encoder: `{encoder}`, fine-tuned and merged with its pre-trained weights (Speech-FT, "
+    "arXiv 2502.12672), by speechft_ray; the recipe is below. Input: audio at 16 kHz; output: hidden states "
     "of every layer."
 )
+NO_LEAK = "No overlap of its tuning data with a test set was detected."
+NOT_CHECKED = (
+    "Not checked: the storage has no report of a sweep with this encoder that compared its tuning "
+    "data with test sets."
+)
 FROM_THE_HUB = "hf:"
+
+
+class Loader(NamedTuple):
+    """How an encoder is loaded: the library, and lines of Python."""
+
+    library: str
+    lines: tuple[str, ...]
+
+
+LOADERS = {
+    "hf": Loader(
+        "transformers",
+        (
+            "from transformers import AutoModel",
+            "",
+            'encoder = AutoModel.from_pretrained("PATH OR NAME OF THIS FOLDER")',
+            "states = encoder(waveforms, output_hidden_states=True).hidden_states",
+        ),
+    ),
+    "s3prl": Loader(
+        "s3prl",
+        (
+            "from s3prl.upstream.{family}.expert import UpstreamExpert",
+            "",
+            'encoder = UpstreamExpert("PATH OF THIS FILE").eval()',
+            'states = encoder(waveforms)["hidden_states"]',
+        ),
+    ),
+    "fairseq": Loader(
+        "fairseq",
+        (
+            "from fairseq import checkpoint_utils",
+            "",
+            'models, _, _ = checkpoint_utils.load_model_ensemble_and_task(["PATH OF THIS FILE"])',
+            "encoder = models[0].eval()",
+        ),
+    ),
+}
+"""Loaders of the formats of other tools by the name of the format."""
+OWN_LOADER = Loader(
+    "speechft_ray",
+    (
+        "import speechft_ray",
+        "",
+        'weights = speechft_ray.load_encoder("PATH OF THIS FILE OR FOLDER")',
+        "encoder = speechft_ray.build_encoder(weights)",
+        "states = encoder.hidden_states(waveforms).states",
+    ),
+)
+"""Reads every format."""
 
 
 class Card(NamedTuple):
@@ -37,14 +93,15 @@ class Card(NamedTuple):
     """What it was made with (``sweep.invocations.list_facts``)."""
     table: str = ""
     """Results of the sweep as a table in Markdown; empty where none are at hand."""
-    leaks: Sequence[str] = ()
-    """Overlaps of its tuning data with test sets, as sentences."""
+    leaks: Sequence[str] | None = None
+    """Overlaps of its tuning data with test sets, as sentences; ``None``: not looked for."""
 
 
 def render_card(card: Card) -> str:
-    """Returns the card as Markdown with its front matter."""
+    """Returns the card as Markdown with its front matter, for the format of transformers."""
+    loader = LOADERS["hf"]
     front: dict[str, object] = {
-        "library_name": "transformers",
+        "library_name": loader.library,
         "pipeline_tag": "feature-extraction",
         "tags": ["speech", "speech-ft", "model-merging"],
     }
@@ -57,9 +114,6 @@ def render_card(card: Card) -> str:
         if card.licence is not None
         else UNKNOWN_LICENCE
     )
-    leaks = [f"- {one_line(text)}." for text in card.leaks] or [
-        "No overlap of its tuning data with a test set was detected."
-    ]
     parts = [
         "---",
         *(f"{name}: {json.dumps(value)}" for name, value in front.items()),
@@ -69,16 +123,13 @@ def render_card(card: Card) -> str:
         INTRODUCTION.format(encoder=one_line(card.encoder)),
         "",
         "```python",
-        "from transformers import AutoModel",
-        "",
-        'encoder = AutoModel.from_pretrained("PATH OR NAME OF THIS FOLDER")',
-        "states = encoder(waveforms, output_hidden_states=True).hidden_states",
+        *loader.lines,
         "```",
         "",
         *(["## Results", "", card.table.strip(), ""] if card.table else []),
         "## Train and test data in common",
         "",
-        *leaks,
+        *_describe_leaks(card.leaks),
         "",
         "## How it was made",
         "",
@@ -91,6 +142,24 @@ def render_card(card: Card) -> str:
         "",
     ]
     return "\n".join(parts)
+
+
+def set_format(card: str, form: str, family: str) -> str:
+    """Returns a card with the library and the lines that load an encoder of this family in a
+    format."""
+    loader = LOADERS.get(form, OWN_LOADER)
+    code = "\n".join(("```python", *loader.lines, "```")).format(family=family)
+    name = f"library_name: {json.dumps(loader.library)}"
+    card = re.sub(r"^library_name: .*$", lambda _: name, card, count=1, flags=re.MULTILINE)
+    return re.sub(
+        r"^```python\n.*?^```$", lambda _: code, card, count=1, flags=re.MULTILINE | re.DOTALL
+    )
+
+
+def _describe_leaks(leaks: Sequence[str] | None) -> list[str]:
+    if leaks is None:
+        return [NOT_CHECKED]
+    return [f"- {one_line(text)}." for text in leaks] or [NO_LEAK]
 
 
 def _list(values: Mapping[str, str]) -> list[str]:

@@ -50,6 +50,22 @@ def find_leaks(
     return leaks_by_row
 
 
+def has_overlaps(plan: Plan, store: Store, identity: Identity) -> bool:
+    """Whether the store has every overlap that the leaks of this plan need."""
+    recipes = [recipe for row in plan.rows for recipe in list_recipes(plan, row.key)]
+    tunings = [
+        FinetuneSpec.model_validate(plan.jobs[donor].payload["spec"])
+        for donor in dict.fromkeys(donor for recipe in recipes for donor in recipe["donors"])
+    ]
+    return all(
+        store.is_complete(STAGE, _make_key(identity(objective.corpus)[0], identity(corpus)[0]))
+        for tuning in tunings
+        for objective in tuning.objectives
+        for evaluation in plan.spec.evaluate
+        for corpus in evaluation.corpora()
+    )
+
+
 def list_recipes(plan: Plan, merged: str) -> list[dict[str, Any]]:
     """Returns the recipes of a merged encoder and of the earlier merges of its chain, first stage
     first."""
@@ -85,7 +101,7 @@ def _load_or_compute_overlap(
 ) -> Overlap | None:
     identities = [identity(spec) for spec in (finetuning, evaluation)]
     names = [name for name, _ in identities]
-    key = fingerprint({"stage": STAGE, "version": VERSION, "corpora": names})
+    key = _make_key(*names)
     if not store.is_complete(STAGE, key):
         if not all(store.is_complete("corpus", name) for name, is_made in identities if is_made):
             return None
@@ -94,3 +110,7 @@ def _load_or_compute_overlap(
             pass
     facts = store.manifest(STAGE, key)
     return Overlap(*(int(facts[name]) for name in Overlap._fields))
+
+
+def _make_key(finetuning: str, evaluation: str) -> str:
+    return fingerprint({"stage": STAGE, "version": VERSION, "corpora": [finetuning, evaluation]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.sweep.protocols import EncoderRow
@@ -36,14 +37,17 @@ def name_params(params: Params, fields: Mapping[str, str]) -> dict[str, str]:
     return {**short, **fields}
 
 
-def name_run(params: Params, fields: Mapping[str, str]) -> str:
+def name_run(params: Params, fields: Mapping[str, str], kind: str = "encoder") -> str:
     """Returns the name of a run, what matters most first, since tables cut it:
-    ``a=0.25 l=0 linear s1 phones``. That of a fine-tuning run begins with ``tune``."""
+    ``a=0.25 l=0 linear s1 phones``. That of a fine-tuning run (``kind`` is ``finetune``) begins
+    with ``tune``, that of an encoder outside any sweep is ``evaluate pr,sid hubert_base``."""
     rest = {name: format_value(value) for name, value in params.items() if name != "state"}
     penalty = rest.pop(PENALTY, None) or fields.get(f"finetune.{PENALTY}")
     alpha, trial, seed = (rest.pop(name, None) for name in ("alpha", "trial", "seed"))
     method, finetune = (rest.pop(name, None) for name in ("method", "finetune"))
-    parts = ["tune" if alpha is trial is None else ""]
+    tasks, encoder = (rest.pop(name, "") for name in ("tasks", "encoder"))
+    parts = ["tune" if kind == "finetune" else "evaluate" if tasks else ""]
+    parts += [tasks, Path(encoder).name]
     parts += [f"t{trial}" if trial is not None else ""]
     parts += [f"a={alpha}" if alpha is not None else ""]
     parts += [f"l={_format_number(penalty)}" if penalty is not None else ""]

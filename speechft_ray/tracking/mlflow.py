@@ -206,7 +206,7 @@ class MlflowTracker:
     def _child(self, key: str, kind: str, item: Curve | EncoderRow) -> Run:
         """Returns the run of an encoder or of a learning curve; creates it if need be."""
         parent = self._require_parent()
-        name = name_run(item.params, item.fields)
+        name = name_run(item.params, item.fields, kind)
         if key not in self._children:
             kind = "prediction" if is_prediction(item.params) else kind
             tags = {KEY: key, KIND: kind, PARENT: parent.id}

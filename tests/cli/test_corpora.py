@@ -96,6 +96,19 @@ def test_bad_input_is_one_sentence_and_code_2(
     assert not (tmp_path / "runs").exists(), "nothing half written"
 
 
+def test_a_folder_of_another_case_is_suggested(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenSLR's archive unpacks to LibriSpeech."""
+    root = tmp_path / "librispeech"
+    shutil.copytree(tree, tmp_path / "LibriSpeech")
+    assert check("librispeech", root, "--storage", tmp_path) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"`ln -s LibriSpeech {root}`" in error
+    root.symlink_to("LibriSpeech")
+    assert check("librispeech", root, "--storage", tmp_path) == 0
+
+
 def test_a_corpus_that_cannot_be_used_ends_with_2(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

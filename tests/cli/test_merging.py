@@ -358,6 +358,26 @@ def test_what_a_loader_guesses_is_printed_by_merge_and_diff(
     assert guess in capsys.readouterr().err
 
 
+def test_diff_leaves_out_what_only_one_model_has_of_pre_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FORMATS.get("s3prl").write(tmp_path / "whole.pt", toy_hubert(), {})
+    FORMATS.get("hf").write(tmp_path / "model", toy_hubert(), {})
+    (tmp_path / "model" / "speechft_ray.safetensors").unlink()
+    files = [str(tmp_path / "whole.pt"), str(tmp_path / "model")]
+    for pair in (files, files[::-1]):
+        assert main(["diff", *pair]) == 0
+        output = capsys.readouterr()
+        assert "only pre-training uses are left out" in output.err and "final_proj" in output.err
+        assert "final_proj" not in output.out
+    assert main(["diff", files[0], files[0]]) == 0
+    assert "final_proj" in capsys.readouterr().out
+    write_encoder(tmp_path / "deep.safetensors", toy_hubert(encoder_layers=3), {})
+    assert main(["diff", files[0], str(tmp_path / "deep.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "does not fit the first model" in error and "Merge" not in error
+
+
 def test_a_mask_embedding_that_was_trained_is_merged(tmp_path: Path) -> None:
     base = toy_hubert()
     state = {name: tensor + 1 for name, tensor in base.state.items()}

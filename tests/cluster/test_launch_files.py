@@ -164,11 +164,16 @@ STAND_INS = {
 }
 
 
-@pytest.mark.parametrize("code", [None, 0, 1, 2])
+@pytest.mark.parametrize(
+    ("code", "state"), [(None, ".speechft"), (0, "mine"), (1, ".speechft"), (2, ".speechft")]
+)
 def test_the_slurm_script_stops_the_driver_and_is_requeued(
-    tmp_path: Path, code: int | None
+    tmp_path: Path, code: int | None, state: str
 ) -> None:
-    """``None``: Slurm sends USR1 to the batch script before the time is over."""
+    """``None``: Slurm sends USR1 to the batch script before the time is over. ``state``: where the
+    script puts its files, of which nothing else is removed."""
+    (tmp_path / state).mkdir()
+    (tmp_path / state / "thesis.tex").write_text("precious")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in STAND_INS.items():
@@ -181,6 +186,7 @@ def test_the_slurm_script_stops_the_driver_and_is_requeued(
         "OUT": str(tmp_path),
         "SLURM_JOB_ID": "12345",
         "SLURM_JOB_NUM_NODES": "2",
+        **({"SPEECHFT_STATE": str(tmp_path / state)} if state == "mine" else {}),
     }
     command = ["bash", str(FOLDER / "slurm.sh"), "run", "--space", "a b.yaml"]
     with subprocess.Popen(command, env=variables, cwd=tmp_path) as script:
@@ -201,4 +207,4 @@ def test_the_slurm_script_stops_the_driver_and_is_requeued(
     assert requeued.exists() == (code is None)
     if code is None:
         assert requeued.read_text() == "requeue 12345\n"
-    assert not (tmp_path / ".speechft" / "slurm-12345").exists()
+    assert [path.name for path in (tmp_path / state).iterdir()] == ["thesis.tex"]

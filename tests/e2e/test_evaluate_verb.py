@@ -112,6 +112,21 @@ def test_bad_input_is_reported(
     assert sentence in capsys.readouterr().err
 
 
+def test_a_task_for_own_recordings_asks_for_them(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(home, "label", "--updates", "5") == 2
+    assert "with --corpus FILE --column NAME" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_address_of_mlflow_alone_logs_there(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--updates", "3", "--encoder", "fbank", "--mlflow")
+    assert evaluate(home, "sid", *options, f"sqlite:///{tmp_path}/m.db", corpus="vox") == 0
+    assert "MLflow: " in capsys.readouterr().err and (tmp_path / "m.db").is_file()
+
+
 def test_a_missing_folder_is_reported(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(home, "sid", corpus="missing") == 2
     assert "missing" in capsys.readouterr().err

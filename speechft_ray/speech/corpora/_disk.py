@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import unicodedata
 from collections import deque
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from speechft_ray.core.errors import UserError
@@ -92,6 +94,19 @@ def describe_missing_file(root: Path, relative: str) -> str:
     if place.is_symlink():
         return f"`{relative}` is a link to {place.readlink()}, which does not exist"
     return f"the file `{relative}` does not exist"
+
+
+def suggest_link(root: Path) -> str:
+    """Returns a sentence on the folder beside ``root`` whose name differs in case only, as archives
+    unpack to it; empty where there is none."""
+    siblings: list[Path] = []
+    with suppress(OSError):
+        siblings = sorted(path for path in root.parent.iterdir() if path.is_dir())
+    for path in siblings:
+        if path.name.lower() == root.name.lower():
+            command = shlex.join(["ln", "-s", path.name, str(root)])
+            return f" The folder {path.name} beside it differs in case only: `{command}`."
+    return ""
 
 
 def read_state(path: Path) -> FileState | None:

@@ -20,7 +20,7 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech._levels import QUIET_PEAK
 from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info
-from speechft_ray.speech.corpora._disk import is_litter, read_text
+from speechft_ray.speech.corpora._disk import is_litter, read_text, suggest_link
 from speechft_ray.speech.corpora._files import (
     READ_WHOLE,
     FileFacts,
@@ -210,6 +210,7 @@ def require_root(name: str, root: Path | None, marks: Sequence[str]) -> Path:
     if not root.is_dir():
         raise UserError(
             f"the corpus `{name}` is expected in the folder {root}, which does not exist."
+            f"{suggest_link(root)}"
         )
     if _holds(root, marks):
         return root
