@@ -18,8 +18,8 @@ UNKNOWN_LICENCE = (
 )
 INTRODUCTION = (
     "A speech encoder: `{encoder}`, fine-tuned and merged with its pre-trained weights (Speech-FT, "
-    "arXiv 2502.12672), by speechft_ray; the recipe is below. Input: audio at 16 kHz; output: hidden states "
-    "of every layer."
+    "arXiv 2502.12672), by speechft_ray; the recipe is below. Input: audio at 16 kHz; "
+    "output: hidden states of every layer."
 )
 NO_LEAK = "No overlap of its tuning data with a test set was detected."
 NOT_CHECKED = (
