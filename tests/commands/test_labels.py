@@ -137,6 +137,7 @@ def test_what_only_reads_the_store_checks_no_labels(
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
     place = ("--manifest", str(home), "--space", str(tmp_path / "space.yaml"))
     storage = ("--storage", str(tmp_path / "runs"))
+    (tmp_path / "runs").mkdir()
     assert main([verb, *place, *storage]) == 0, capsys.readouterr()
     assert main(["run", "--plan", *place, *storage]) == 2
     assert "has 1 label in test that train does not have" in " ".join(

@@ -76,6 +76,7 @@ class SmallRun(NamedTuple):
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     home = tmp_path_factory.mktemp("several")
     spec = small()
+    (home / "runs").mkdir()
     place = resolve_place(spec, storage=home / "runs", cpu=True)
     plan, store = open_sweep(spec, place, is_to_run=False).plan, Store(home / "runs")
     publish_start(place)
