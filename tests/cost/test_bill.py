@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from speechft_ray.commands import bill as commands
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.cost.bill import (
@@ -97,6 +99,39 @@ def test_changes_are_ranked_by_audio_while_seconds_are_missing() -> None:
     changes = [Change(text="audio", bill=bill(25, 8)), Change(text="time", bill=bill(100, 1))]
     ranked = rank_changes(bill(100, 8), changes)
     assert [(change.text, share) for change, share in ranked] == [("audio", 0.75)]
+
+
+def test_the_seconds_of_jobs_are_expected_only_where_all_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the bar of a run would take a part of a job for all of it."""
+    jobs = plan_small_sweep()
+    calibration = {"job:merge": 2.0, "merge:linear 1": 3.0, "job:evaluate": 1.0}
+    monkeypatch.setattr(commands, "read_calibration", lambda place: calibration)
+    monkeypatch.setattr(commands, "PlaceSizes", lambda place: OneCorpus())
+    small: Any = SimpleNamespace(
+        place=SimpleNamespace(cache_gb=1.0), list_planned_jobs=lambda: jobs
+    )
+    merges = {job.key: len(job.payload["donors"]) for job in jobs if job.stage == "merge"}
+    assert set(merges.values()) == {0, 1}
+    expected = {key: 2.0 + 3.0 * donors for key, donors in merges.items()}
+    assert commands.expect_seconds(small) == expected
+
+
+def test_a_larger_cache_is_a_change_of_its_own() -> None:
+    jobs, place = plan_small_sweep(), SimpleNamespace(cache_gb=2.5)
+    calls: list[tuple[int, float | None]] = []
+
+    def compute(jobs: list[PlannedJob], cache_gb: float | None = None) -> Any:
+        calls.append((len(jobs), cache_gb))
+        return {}
+
+    changes = commands.list_changes(jobs, compute, place)  # type: ignore[arg-type]
+    texts = [change.text for change in changes]
+    assert [call for call in zip(texts, calls, strict=True) if "cache" in call[0]] == [
+        ("--cache-gb 10", (len(jobs), 10.0))
+    ]
+    assert {cache_gb for _, cache_gb in calls} == {None, 10.0}
 
 
 def test_a_proposal_of_a_search_is_merged_for_each_of_its_evaluations() -> None:

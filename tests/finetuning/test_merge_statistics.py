@@ -55,7 +55,12 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
 
     head_modules: list[Any] = []
     monkeypatch.setattr(loop, "compute_dev_metrics", dev)
-    result = run_finetuning(tmp_path / "a", gather=("fisher", "gram"), adapter=adapter, objectives=(objective(weight=2.0),))
+    result = run_finetuning(
+        tmp_path / "a",
+        gather=("fisher", "gram"),
+        adapter=adapter,
+        objectives=(objective(weight=2.0),),
+    )
     encoder, head = FAMILIES.get("toy").build(result.weights), head_modules[0]
     assert isinstance(encoder, ToyEncoder)
     head.load_state_dict(heads[1])  # the second validation was the best
