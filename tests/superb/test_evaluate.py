@@ -316,6 +316,7 @@ def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
     ("accuracies", "diverged", "best"),
     [
         ([70, 90, 80], "-d-", 2),  # what diverged is no choice, whatever its score
+        ([80, 90, 70], "-d-", 0),
         ([90, 70, 80], "d--", 2),
         ([70, 90, 80], "ddd", 1),  # unless nothing else is left
         ([70, 80, 80], "---", 1),
