@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from speechft_ray.core.specs import EvalSpec, FinetuneSpec
+from speechft_ray.core.specs import EvalSpec, FinetuneSpec, Objective
 from speechft_ray.core.units import SAMPLE_RATE_HZ
 from speechft_ray.cost.sizes import (
     EncoderSize,
@@ -27,6 +27,7 @@ from speechft_ray.cost.sizes import (
     seconds,
 )
 from speechft_ray.finetuning.diagnostics import PROBE_SECONDS
+from speechft_ray.finetuning.merge_statistics import EXAMPLES
 from speechft_ray.finetuning.phases import head_only_updates
 from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.speech.synthesis.workers import CHUNK_UTTERANCES
@@ -274,37 +275,47 @@ class WorkCounter:
         )
         for objective, size in zip(spec.objectives, sizes, strict=True):
             # Validation, then the comparison of each checkpoint with the start on some dev audio.
-            compared = 2 * (1 + len(spec.keep_at)) * min(PROBE_SECONDS, seconds(size.dev))
-            dev = validations * seconds(size.dev)
-            work += _encode_seconds(size.corpus, encoder, dev + compared / len(sizes), 0.0)
-            passes = sum(kind != "waves" for kind in spec.gather) + (
-                HEADS.get(objective.head).masking is not None
-            )
-            work += _encode_seconds(size.corpus, encoder, passes * seconds(size.train), 0.0)
-            work += self._count_front_end(spec, objective.batch_size, size, encoder)
+            probe = min(PROBE_SECONDS / len(sizes), seconds(size.dev))
+            audio = validations * seconds(size.dev) + 2 * (1 + len(spec.keep_at)) * probe
+            if HEADS.get(objective.head).masking is not None:  # pseudo-labels
+                audio += seconds(size.train) + seconds(size.dev)
+            # Statistics: one pass for all kinds, by a sample that reads no cache.
+            statistics = 0.0
+            if set(spec.gather) - {"waves"}:
+                share = min(1.0, EXAMPLES / len(size.train))
+                statistics = share * seconds(_crop(spec, objective, size.train))
+            front_end = statistics + (0.0 if spec.freeze_front_end else audio)
+            work += _encode_seconds(size.corpus, encoder, audio + statistics, front_end)
+            work += self._count_front_end(spec, objective, size, encoder)
         return work
 
     def _count_front_end(
-        self, spec: FinetuneSpec, batch_size: int, size: ObjectiveSize, encoder: EncoderSize
+        self, spec: FinetuneSpec, objective: Objective, size: ObjectiveSize, encoder: EncoderSize
     ) -> Work:
         """Counts the frozen front end (``finetuning.features.cache_conv_features``): once where it
         is cached, else for every batch and validation."""
         if not spec.freeze_front_end or not encoder.front_end_channels:
             return Work()
-        draws = spec.updates * batch_size
+        draws = spec.updates * objective.batch_size
         both = frames(size.train).sum() + frames(size.dev).sum()
         fits = both * encoder.front_end_channels * FRONT_END_VALUE_BYTES <= self._budget
-        longest = spec.crop_seconds and spec.crop_seconds * SAMPLE_RATE_HZ
-        if draws >= len(size.train) and fits and not (longest and size.train.max() > longest):
+        lengths = _crop(spec, objective, size.train)
+        if draws >= len(size.train) and fits and lengths.sum() == size.train.sum():
             return self._compute_front_end(
                 size.corpus, "tuned train", size.train, encoder
             ) + self._compute_front_end(size.corpus, "tuned dev", size.dev, encoder)
-        lengths = size.train.clip(max=round(longest)) if longest else size.train
         audio = draws * seconds(lengths) / len(lengths)
         audio += -(-spec.updates // spec.validate_every_updates) * seconds(size.dev)
         return Work(
             units={f"front end:{size.corpus} {encoder.name}": audio}, front_end_seconds=audio
         )
+
+
+def _crop(spec: FinetuneSpec, objective: Objective, lengths: Lengths) -> Lengths:
+    """Returns the lengths of training clips (``finetuning.data.max_crop_samples``)."""
+    if spec.crop_seconds is None or not HEADS.get(objective.head).croppable:
+        return lengths
+    return lengths.clip(max=round(spec.crop_seconds * SAMPLE_RATE_HZ))
 
 
 def count_merge(method: str, donors: int, encoder: EncoderSize) -> Work:

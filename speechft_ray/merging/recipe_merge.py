@@ -140,8 +140,9 @@ def _evaluate(setting: Any, name: str, depth: float) -> Any:
         return _to_scalar(setting)
     if not any(isinstance(each, dict) for each in setting):
         values = [_to_scalar(each) for each in setting]
-        if any(isinstance(value, bool) or not isinstance(value, float) for value in values):
+        if None in values:
             return values[int(depth * (len(values) - 1))]
+        # As in mergekit, true and false are 1 and 0 here: all between them is true.
         position = depth * (len(values) - 1)
         below = int(position)
         above = min(len(values) - 1, below + 1)

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import speechft_ray
+from speechft_ray.api import verbs
 from speechft_ray.api.results import SweepResults
-from speechft_ray.commands import executors, parts
+from speechft_ray.commands import evaluate, executors, parts
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.store import Store
@@ -126,3 +127,19 @@ def test_bad_input_is_the_sentence_of_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown tracker `mlflo`"):
         speechft_ray.run("alpha", storage=tmp_path / "runs", track="mlflo")
     assert not (tmp_path / "runs" / "evaluate").exists()
+
+
+def test_spreads_are_sample_deviations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80, 82 and 87: the squares 9, 1 and 16 over 2; of one value there is none."""
+    scores = [
+        {"metric": "sid.accuracy", "split": split, "values": values}
+        for split, values in (("dev", [80.0, 82.0, 87.0]), ("test", [80.0]))
+    ]
+    monkeypatch.setattr(verbs, "resolve_encoder", lambda name: name)
+    monkeypatch.setattr(verbs, "evaluate_tasks", lambda *_: {"sid": {"scores": scores}})
+    frame = verbs.evaluate("any", "sid")
+    assert frame["value"].tolist() == [83.0, 80.0]
+    assert frame["spread"][0] == pytest.approx(13**0.5) and frame["spread"].isna()[1]
+    assert frame["seeds"].tolist() == [3, 1]
+    assert evaluate._with_spread("sid.accuracy", (80.0, 82.0, 87.0)) == "83.00 ± 3.61"
+    assert evaluate._with_spread("sid.accuracy", (80.0,)) == "80.00"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from speechft_ray.cluster.share import (
+    DEFAULT_GPU_BYTES,
     bundle,
     check_requests,
     describe_wait,
     eligible_nodes,
     fit_request,
+    gpu_bytes,
     slots,
     task_options,
 )
@@ -209,3 +211,8 @@ def test_what_is_waited_for_is_said() -> None:
     assert "others use it" in describe_wait(job, ask(1, 1), [SMALL, BIG])
     labels = ResourceRequest(cpus=1, labels={LABEL: "H100"})
     assert f"on a node with {LABEL}=H100, which no node has" in describe_wait(job, labels, [A100])
+
+
+def test_a_twentieth_of_a_gpu_is_left_to_its_driver() -> None:
+    assert gpu_bytes({"CPU": 8.0, "accelerator_type:H100": 1.0}) == 76_000_000_000
+    assert gpu_bytes({"CPU": 8.0, "accelerator_type:other": 1.0}) == DEFAULT_GPU_BYTES

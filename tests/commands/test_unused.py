@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,43 @@ def test_only_what_no_sweep_needs_is_removed(
     # An evaluation is never removed: it is small, and took long.
     evaluation = {str(path.relative_to(storage_copy)) for path in kept.iterdir()}
     assert evaluation and list_paths(storage_copy) == before | evaluation
+
+
+def test_what_is_left_of_the_work_on_a_complete_unit_goes(storage_copy: Path) -> None:
+    """Work on a unit that a sweep still needs stays until it is complete."""
+    store = Store(storage_copy)
+    key = store.fingerprints("finetune")[0]
+    (store.work_folder("finetune", key) / "state").write_bytes(b"0" * 500)
+    use = measure_use(store, hours=0)
+    assert ("finetune", key) in set().union(*use.needed_by.values())
+    assert [item.place for item in use.unused] == [("work", f"finetune-{key}")]
+    store.discard("finetune", key)
+    assert measure_use(store, hours=0).unused == []
+
+
+def test_a_day_is_24_hours(storage_copy: Path) -> None:
+    store, now = Store(storage_copy), time.time()
+    ages = {"e" * 16: 23, "f" * 16: 25}
+    for key, hours in ages.items():
+        add_unit(store, "merge", key)
+        changed = now - 3600 * hours
+        os.utime(storage_copy / "merge" / key / "manifest.json", (changed, changed))
+    use = measure_use(store)
+    assert [item.place for item in use.recent] == [("merge", "e" * 16)]
+    assert [item.place for item in use.unused] == [("merge", "f" * 16)]
+
+
+def test_a_run_needs_the_merge_that_it_started_from_and_its_donors() -> None:
+    """A stage of a chain starts from a merge of the stage before."""
+    facts: dict[tuple[str, str], dict[str, Any]] = {
+        ("finetune", "later"): {"start": "between"},
+        ("merge", "between"): {"base": "first", "donors": ["earlier"]},
+        ("finetune", "earlier"): {"start": "first"},
+        ("encoder", "first"): {},
+        ("merge", "other"): {"base": "first", "donors": ["later"]},
+    }
+    needed = unused._close([("finetune", "later")], facts)
+    assert needed & facts.keys() == facts.keys() - {("merge", "other")}
 
 
 def test_claims_of_killed_drivers_go_when_no_driver_runs(

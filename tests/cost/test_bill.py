@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from speechft_ray.commands import bill as commands
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.cost.bill import (
@@ -87,6 +89,68 @@ def test_changes_are_ranked_by_what_they_save() -> None:
     ]
 
 
+def test_changes_are_ranked_by_audio_while_seconds_are_missing() -> None:
+    """A part with a known time saves nothing; what would be encoded is what counts."""
+
+    def bill(audio: float, job: float) -> Any:
+        work = Work(units={"layers:x": audio, "job:evaluate": job}, encoded_seconds=audio)
+        return make_bill([("evaluate", work)], {"job:evaluate": 1.0}.get)
+
+    changes = [Change(text="audio", bill=bill(25, 8)), Change(text="time", bill=bill(100, 1))]
+    ranked = rank_changes(bill(100, 8), changes)
+    assert [(change.text, share) for change, share in ranked] == [("audio", 0.75)]
+
+
+def test_the_seconds_of_jobs_are_expected_only_where_all_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the bar of a run would take a part of a job for all of it."""
+    jobs = plan_small_sweep()
+    calibration = {"job:merge": 2.0, "merge:linear 1": 3.0, "job:evaluate": 1.0}
+    monkeypatch.setattr(commands, "read_calibration", lambda place: calibration)
+    monkeypatch.setattr(commands, "PlaceSizes", lambda place: OneCorpus())
+    small: Any = SimpleNamespace(
+        place=SimpleNamespace(cache_gb=1.0), list_planned_jobs=lambda: jobs
+    )
+    merges = {job.key: len(job.payload["donors"]) for job in jobs if job.stage == "merge"}
+    assert set(merges.values()) == {0, 1}
+    expected = {key: 2.0 + 3.0 * donors for key, donors in merges.items()}
+    assert commands.expect_seconds(small) == expected
+
+
+def test_a_larger_cache_is_a_change_of_its_own() -> None:
+    jobs, place = plan_small_sweep(), SimpleNamespace(cache_gb=2.5)
+    calls: list[tuple[int, float | None]] = []
+
+    def compute(jobs: list[PlannedJob], cache_gb: float | None = None) -> Any:
+        calls.append((len(jobs), cache_gb))
+        return {}
+
+    changes = commands.list_changes(jobs, compute, place)  # type: ignore[arg-type]
+    texts = [change.text for change in changes]
+    assert [call for call in zip(texts, calls, strict=True) if "cache" in call[0]] == [
+        ("--cache-gb 10", (len(jobs), 10.0))
+    ]
+    assert {cache_gb for _, cache_gb in calls} == {None, 10.0}
+
+
+def test_a_proposal_of_a_search_is_merged_for_each_of_its_evaluations() -> None:
+    spec = EvalSpec(task="sid", corpus=CorpusSpec(), updates=5).model_dump(mode="json")
+
+    def count(recipe: Any) -> Work:
+        payload = {"spec": spec, "encoder": "merged", "recipe": recipe}
+        jobs = [PlannedJob("evaluate", "e", "e", payload)]
+        ((_, work),) = count_jobs(jobs, OneCorpus(), 1e9)
+        return work
+
+    plain = count(None)
+    assert plain.store_bytes == 0
+    assert count({"method": "ties", "donors": []}) == plain
+    merged = count({"method": "ties", "donors": ["a", "b"]})
+    assert merged.units == {**plain.units, "merge:ties 2": 1}  # nothing is opened or published
+    assert merged.store_bytes == 0
+
+
 def test_settings_change_the_jobs_that_they_name() -> None:
     jobs, sizes = plan_small_sweep(), OneCorpus()
 
@@ -113,7 +177,9 @@ def test_the_memory_of_an_evaluation_follows_encoder_batch_and_features() -> Non
     assert need("sid", large) > need("sid")
     assert need("pr") > need("sid") + 1  # frames are held in memory
     assert need("pr", seeds=3) - need("pr") == pytest.approx(2 * 700 / 1024)
-    assert need("pr", batch_size=32) > need("pr", batch_size=16)
+    # 16 more utterances of 20 s at 50 frames a second, and the gradient of their states
+    more = 2 * 16 * 20 * 50 * 13 * 768 * 4 / 2**30
+    assert need("pr", batch_size=32) - need("pr", batch_size=16) == pytest.approx(more)
     # VoxCeleb1: 13 x 768 means of each utterance, and once more
     means = 2 * 150_000 * 13 * 768 * 4 / 2**30
     assert need("sid", utterances=150_000) - need("sid") == pytest.approx(means)

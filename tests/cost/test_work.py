@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.units import frame_count
 from speechft_ray.cost import work as counting
 from speechft_ray.cost.sizes import (
@@ -19,6 +20,7 @@ from speechft_ray.cost.sizes import (
     ObjectiveSize,
     TaskSize,
     frames,
+    join_recordings,
     mean_batch_samples,
     measure_task,
 )
@@ -195,3 +197,98 @@ def test_a_large_corpus_is_measured_by_its_lengths_alone(monkeypatch: pytest.Mon
     quick = measure_task(make_spec("sid"), corpus, "toy")
     for split, lengths in whole.splits.items():
         assert lengths.tolist() == quick.splits[split].tolist()
+
+
+def count_tuning(
+    head: str, cache_bytes: float = 0.0, objectives: int = 1, **fields: Any
+) -> tuple[Work, dict[str, float]]:
+    """Counts a run of 10 updates of 8 utterances, validated after 4, 8 and 10 of them, on 300
+    utterances of 1 s or 2 s and 100 dev utterances of 1 s."""
+    lengths = np.tile([16_000, 32_000], 150)
+    size = ObjectiveSize(corpus="toy", train=lengths, dev=np.full(100, 16_000))
+    raw = {"head": head, "corpus": {"name": "synthetic"}, "batch_size": 8}
+    plain = {"updates": 10, "validate_every_updates": 4, **fields}
+    spec = FinetuneSpec.model_validate({"name": "run", "objectives": [raw] * objectives, **plain})
+    encoder = replace(BASE, weight_bytes=380)
+    work = WorkCounter(cache_bytes).count_finetuning(spec, [size] * objectives, encoder)
+    names = {unit.split(":")[0]: amount for unit, amount in work.units.items()}
+    return work, {name: names[name] for name in ("layers", "front end")}
+
+
+def test_the_audio_of_fine_tuning_runs_by_hand() -> None:
+    # 3 validations of 100 s, and a minute by the start and by the best weights
+    plain, units = count_tuning("frame")
+    assert units == {"layers": 300 + 2 * 60, "front end": 80 * 1.5 + 300}
+    assert (plain.encoded_seconds, plain.front_end_seconds) == (420, 420)
+    assert (plain.store_bytes, plain.cache_bytes) == (380, 0)
+    # Statistics of both kinds: one pass over 256 of the 300 utterances, from their audio
+    kept, units = count_tuning("frame", gather=("fisher", "gram"), keep_at=(0.2, 0.5))
+    assert units["layers"] == pytest.approx(300 + 2 * 3 * 60 + 256 * 1.5)
+    assert units["front end"] == pytest.approx(80 * 1.5 + 300 + 256 * 1.5)
+    assert kept.store_bytes == 3 * 380
+    assert count_tuning("frame", gather=("waves",))[0].units == plain.units
+    # A front end that learns: its part in training belongs to the updates
+    _, units = count_tuning("frame", freeze_front_end=False)
+    assert units == {"layers": 420, "front end": 420}
+    # Pseudo-labels of train (450 s) and dev, and crops of a second
+    _, units = count_tuning("masked", crop_seconds=1)
+    assert units == {"layers": 420 + 450 + 100, "front end": 80 * 1 + 300}
+    # Two objectives share the minute, but not their dev sets
+    _, units = count_tuning("frame", objectives=2)
+    assert units["layers"] == 2 * (300 + 2 * 30)
+
+
+def test_the_front_end_of_fine_tuning_is_cached_where_nothing_is_cropped() -> None:
+    # 320 draws of 300 utterances, 550 s in all: 50 frames a second less one each, of 512 values
+    frames_of_all = 150 * 49 + 150 * 99 + 100 * 49
+    size_bytes = frames_of_all * 512 * 4
+    crop: dict[str, Any] = {"updates": 40, "validate_every_updates": 40, "crop_seconds": 1}
+    uncropped, units = count_tuning("frame", size_bytes, **crop)  # the head takes whole utterances
+    assert units["front end"] == 550
+    assert uncropped.cache_bytes == size_bytes
+    assert count_tuning("frame", size_bytes - 1, **crop)[1]["front end"] == 320 * 1.5 + 100
+    assert count_tuning("pooled", size_bytes, **crop)[1]["front end"] == 320 * 1 + 100
+
+
+def make_fold(train: int, dev: int, test: int, **fields: Any) -> TaskSize:
+    """Utterances of a second."""
+    counts = {"train": train, "dev": dev, "test": test}
+    splits = {split: np.full(count, 16_000) for split, count in counts.items()}
+    return TaskSize(corpus="toy", splits=splits, **fields)
+
+
+def test_folds_share_their_recordings_and_donors_of_a_prediction_are_all_encoded() -> None:
+    folds = [make_fold(60, 20, 20), make_fold(50, 20, 30)]
+    spec = make_spec("er", seeds=2, learning_rate=(0.1, 0.01), validate_every_updates=5)
+    shared = EvaluationSize(folds=folds, recordings=np.full(100, 16_000))
+    work = WorkCounter(0).count_evaluation(spec, shared, TOY, "e")
+    assert work.encoded_seconds == 100
+    # 4 probes, each 3 validations and the test of both folds
+    amounts = {unit.split(":")[0]: amount for unit, amount in work.units.items()}
+    assert amounts["probe"] == work.updates == 2 * 4 * 12
+    assert amounts["score"] == 4 * (3 * 20 + 20) + 4 * (3 * 20 + 30)
+    apart = WorkCounter(0).count_evaluation(spec, EvaluationSize(folds=folds), TOY, "e")
+    assert apart.encoded_seconds == 200
+    predicted = WorkCounter(0).count_evaluation(spec, shared, TOY, "e", predicted_from=("a", "b"))
+    assert predicted.encoded_seconds == 200
+    assert predicted.updates == work.updates
+
+
+def test_a_task_without_a_probe_compares_each_query_with_each_document() -> None:
+    size = EvaluationSize(folds=[make_fold(10, 4, 6, trains=False)])
+    for dev_only, pairs in ((True, 4 * 10), (False, 10 * 10)):
+        counter = WorkCounter(1e9)
+        work = counter.count_evaluation(make_spec("qbe"), size, TOY, "e", dev_only=dev_only)
+        (amount,) = (work.units[unit] for unit in work.units if unit.startswith("match:"))
+        assert (amount, work.updates) == (pairs, 0)
+
+
+def test_recordings_that_folds_share_are_listed_once() -> None:
+    corpus = toy_corpus({"train": 3, "dev": 2, "test": 1})
+    one = replace(corpus, audio_ids={item.key: item.key for item in corpus.utterances})
+    first, *others = corpus.utterances
+    other = replace(one, utterances=[replace(first, split="test"), *others[1:]])
+    expected = [item.samples for item in corpus.utterances if item.split != "test"]
+    lengths = join_recordings([one, other], ("train", "dev"))
+    assert lengths is not None and lengths.tolist() == expected
+    assert join_recordings([one, corpus], ("train", "dev")) is None

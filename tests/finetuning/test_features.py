@@ -109,6 +109,18 @@ def test_the_front_end_hears_each_utterance_once(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize(("updates", "heard"), [(1, 4 + 4 + PROBES), (2, 12)])
+def test_the_front_end_is_cached_from_a_whole_epoch_on(
+    updates: int, heard: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 4 of 8 utterances, one validation on 4 others."""
+    plan = spec(objective("ctc"), updates=updates, validate_every_updates=4)
+    cache = FeatureCache(tmp_path / "cache", budget_bytes=1 << 24)
+    with _count_conv_features("hubert", monkeypatch) as seen:
+        _finetune(tmp_path / "run", plan, corpus(COUNTS), cache, "hubert")
+    assert len(seen) == heard
+
+
 @pytest.mark.parametrize("family", FAMILIES.names())
 def test_padded_batches_of_the_front_end_change_nothing(
     family: str, monkeypatch: pytest.MonkeyPatch

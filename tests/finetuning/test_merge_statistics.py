@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -54,7 +55,12 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
 
     head_modules: list[Any] = []
     monkeypatch.setattr(loop, "compute_dev_metrics", dev)
-    result = run_finetuning(tmp_path / "a", gather=("fisher", "gram"), adapter=adapter)
+    result = run_finetuning(
+        tmp_path / "a",
+        gather=("fisher", "gram"),
+        adapter=adapter,
+        objectives=(objective(weight=2.0),),
+    )
     encoder, head = FAMILIES.get("toy").build(result.weights), head_modules[0]
     assert isinstance(encoder, ToyEncoder)
     head.load_state_dict(heads[1])  # the second validation was the best
@@ -73,7 +79,7 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
             [sorted({other.labels["tone"] for other in train}).index(item.labels["tone"])]
         )
         encoder.zero_grad()
-        loss = torch.nn.functional.cross_entropy(logits, target)
+        loss = 2.0 * torch.nn.functional.cross_entropy(logits, target)
         loss.backward()  # type: ignore[no-untyped-call]
         for name, value in encoder.layers.named_parameters():
             assert value.grad is not None
@@ -123,7 +129,12 @@ def test_a_sample_of_the_tuning_set_is_kept(
     monkeypatch.setattr(merge_statistics, "KEPT_WAVES", 5)
     fewer = run_finetuning(tmp_path / "b", gather=("waves",), seed=1).statistics
     assert len(fewer) == 5
-    assert all(any(torch.equal(wave, item) for item in recordings) for wave in fewer.values())
+    places = [
+        next(place for place, item in enumerate(recordings) if torch.equal(wave, item))
+        for wave in fewer.values()
+    ]
+    # Drawn without replacement, in corpus order; not the first ones, which may be alike
+    assert places == sorted(set(places)) != list(range(5))
 
 
 @pytest.mark.usefixtures("toy_family")
@@ -155,6 +166,21 @@ def test_a_spoiled_recording_is_passed_over(tmp_path: Path) -> None:
         updates=28,
     )
     assert all(bool(torch.isfinite(value).all()) for value in result.statistics.values())
+
+
+@pytest.mark.parametrize("spoiled", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_adds_nothing(spoiled: float) -> None:
+    """Not even to the parameters whose own gradient is finite."""
+    parameters = {name: torch.ones(2, requires_grad=True) for name in ("one", "two")}
+    fisher = {name: torch.zeros(2) for name in parameters}
+    state: Any = SimpleNamespace(parameters=parameters)
+    for factor, used in ((3.0, True), (spoiled, False), (4.0, True)):
+        for value in parameters.values():
+            value.grad = None
+        loss = 2 * parameters["one"].sum() + factor * parameters["two"].sum()
+        assert merge_statistics._add_squares(fisher, state, loss) == used
+    assert fisher["one"].tolist() == [8, 8]  # 4 + 4
+    assert fisher["two"].tolist() == [25, 25]  # 9 + 16
 
 
 def test_the_inputs_of_attention_are_seen_although_its_projections_are_never_called() -> None:

@@ -136,6 +136,23 @@ def test_a_damaged_recording_stops_the_update_that_needs_it(readers: int) -> Non
         trainer.train_step(state, update)
 
 
+def test_the_dev_accuracy_is_the_share_of_right_answers() -> None:
+    tones = corpus({"train": 12, "dev": 5})
+    state, trainer = begin(tones, 6, 0)
+    for update in range(6):
+        trainer.train_step(state, update)
+    (accuracy,) = compute_dev_metrics(state, trainer._objectives, trainer._loader)
+    classes = sorted({item.labels["tone"] for item in tones.split("train")})
+    state.train(False)
+    right = 0
+    for item in tones.split("dev"):
+        with torch.no_grad():
+            states, frames = state.encoder.hidden_states([torch.tensor(tones.read(item))])
+            guess = int(state.heads[0](states[-1], frames).argmax())
+        right += classes[guess] == item.labels["tone"]
+    assert right > 0 and accuracy == pytest.approx(100 * right / 5)
+
+
 def test_dev_metrics_do_not_depend_on_the_readers() -> None:
     tones = corpus({"train": 8, "dev": 5})
     metrics = []

@@ -134,6 +134,7 @@ def test_the_checkpoint_is_the_first_with_the_best_dev_value(
     ("fraction", "values", "best"),
     [
         (0.5, [90.0, 80.0, 10.0, 20.0], 20),  # the first ten updates train the head alone
+        (0.5, [80.0, 90.0, 10.0, 20.0], 20),  # also the validation at its end
         (0.5, [10.0, 10.0, 10.0, 10.0], 15),
         (0.7, [90.0, 95.0, 10.0, 5.0], 15),
         (1.0, [10.0, 90.0, 20.0, 30.0], 10),  # nothing else is there
@@ -181,6 +182,25 @@ def test_a_saved_state_with_a_best_of_the_head_only_phase_goes_on_to_a_later_one
     rest = iter([10.0, 20.0])
     monkeypatch.setattr(loop, "compute_dev_metrics", lambda *_: [next(rest)])
     assert run(tmp_path, plan).facts["best_update"] == 20
+
+
+def test_the_curve_has_the_rate_that_each_update_was_made_with(tmp_path: Path) -> None:
+    """20 updates: 2 rise from 0, 8 stay, 10 fall; the curve counts updates from 1."""
+    curve = run(tmp_path, spec(peak_learning_rate=1e-2)).facts["curve"]
+    shares = [0, 0.5, *[1] * 8, *(part / 10 for part in range(10, 0, -1))]
+    assert [update for update, _ in curve] == list(range(1, 21))
+    rates = [values["learning_rate"] for _, values in curve]
+    assert rates == pytest.approx([1e-2 * share for share in shares])
+
+
+@pytest.mark.parametrize(
+    ("fraction", "updates", "expected"),
+    [(0.2, 100, 20), (0.29, 100, 29), (0.28, 10, 3), (0.01, 10, 1)],
+)
+def test_an_early_checkpoint_is_at_the_nearest_update(
+    fraction: float, updates: int, expected: int
+) -> None:
+    assert loop.checkpoint_update(fraction, updates) == expected
 
 
 def test_an_error_rate_is_best_when_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

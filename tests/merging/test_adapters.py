@@ -208,8 +208,9 @@ def test_bad_adapters_are_refused_and_nothing_is_written(
     refuse("holds 1 tensors that are no LoRA factors")
     rewrite({"peft_type": "IA3"}, tensors)
     refuse("an adapter of the type IA3")
-    rewrite({"init_lora_weights": "pissa_niter_4"}, tensors)
-    refuse("was initialized with `pissa_niter_4`, which changes the base")
+    for kind in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"):
+        rewrite({"init_lora_weights": kind}, tensors)
+        refuse(f"was initialized with `{kind}`, which changes the base")
     rewrite({"alpha_pattern": {"q_proj(": 2}}, tensors)
     refuse("has the pattern `q_proj(`, which is no regular expression")
     rewrite({"r": 2}, tensors)

@@ -88,6 +88,15 @@ def test_masks_are_the_same_for_ever() -> None:
     assert "".join(str(int(value)) for value in mask) == "1000111000100001"
 
 
+def test_a_mask_of_an_extreme_probability_keeps_and_drops_a_few() -> None:
+    """Probabilities are steps of 1/65536, of which the first and the last are the extremes."""
+    like = torch.zeros(1 << 20)
+    for probability, share in ((1e-9, 1 / 65536), (1 - 1e-9, 1 - 1 / 65536)):
+        kept = float(draw_mask(probability, 0, 0, "w", like).double().mean())
+        # 16 positions of 2**20 are expected, with a deviation of 4
+        assert 0 < kept < 1 and abs(kept - share) < 16 / (1 << 20)
+
+
 def test_a_mask_drawn_in_halves_is_the_whole_mask() -> None:
     whole = draw_mask(0.4, 3, 1, "w", torch.zeros(1000))
     parts = [draw_mask(0.4, 3, 1, "w", torch.zeros(500), start) for start in (0, 500)]

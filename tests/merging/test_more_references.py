@@ -250,3 +250,10 @@ def test_a_density_by_donor_is_that_donors_own(method: str) -> None:
         assert any(not np.array_equal(each[name], both[name]) for name in SHAPES)
     else:
         assert_close(each, both)
+
+
+def test_pcb_clips_a_ten_thousandth_at_either_end() -> None:
+    """40,000 values: 4 at either end."""
+    source = np.random.default_rng(4)
+    vectors = [{"w": source.standard_t(3, (200, 200))} for _ in range(2)]
+    assert_close(combine_onto_zeros("pcb", {}, vectors), references.pcb(vectors, 0.1), 1e-9)

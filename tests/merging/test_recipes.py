@@ -110,6 +110,38 @@ def test_a_gradient_is_interpolated_over_the_layers() -> None:
     assert settings["encoder.layer_norm.weight"].params["weights"] == [7.0]
 
 
+def test_a_slice_of_one_layer_takes_the_end_of_a_gradient() -> None:
+    """mergekit's ``MergePlanner.plan_slice``: the depth of a lone layer is 1."""
+    sources = [
+        {"model": "a", "layer_range": layers, "parameters": {"weight": [2, 4]}}
+        for layers in ([0, 1], [1, 5])
+    ]
+    raw = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "slices": [{"sources": [source]} for source in sources],
+    }
+    names = [f"encoder.layers.{layer}.fc1.weight" for layer in range(5)]
+    settings = resolve(parse_recipe(raw), names)
+    weights = [settings[name].params["weights"][0] for name in names]
+    assert weights == pytest.approx([4, 2, 2 + 2 / 3, 2 + 4 / 3, 4])
+
+
+def test_a_gradient_from_false_to_true_is_true_behind_its_start() -> None:
+    """mergekit reads it as numbers from 0 to 1, of which any but 0 is true."""
+    models = [
+        {"model": model, "parameters": {"weight": weight, "density": 1}}
+        for model, weight in (("a", 1), ("b", 3))
+    ]
+    recipe = parse_recipe(make(models=models, parameters={"normalize": [False, True]}))
+    names = [f"encoder.layers.{layer}.fc1.weight" for layer in range(5)]
+    values = [torch.zeros(1), torch.ones(1), 5 * torch.ones(1)]
+    base, one, two = ({name: value.clone() for name in names} for value in values)
+    merged = merge_by_recipe(recipe, {"base": base, "a": one, "b": two})
+    # The sum 1 x 1 + 3 x 5, or the mean by weight
+    assert [float(merged[name]) for name in names] == [16, 4, 4, 4, 4]
+
+
 def make(**changes: Any) -> dict[str, Any]:
     """Returns a valid recipe with changes."""
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,24 @@ def test_slerp_falls_back_to_the_straight_line_between_parallel_tensors() -> Non
     )
 
 
+def test_slerp_still_turns_at_an_angle_of_a_tenth() -> None:
+    """cos 0.1 = 0.995, below the 0.9995 above which it is a straight line, of a shorter middle."""
+    tips = [np.array([math.cos(angle), math.sin(angle)]) for angle in (0.0, 0.1, 0.05)]
+    first, second, middle = ({"w": tip} for tip in tips)
+    assert_close(combine_onto_zeros("slerp", {}, [first, second]), middle, 1e-9)
+    straight = {"w": (tips[0] + tips[1]) / 2}
+    assert_close(combine_onto_zeros("slerp", {"lerp_above": 0.99}, [first, second]), straight)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_karcher_of_directions_that_cancel_stays_at_the_first(first: int) -> None:
+    """Three at 120 degrees, whose mean is rounding errors alone; mean length 2."""
+    angles = [2 * math.pi * (first + place) / 3 for place in range(3)]
+    tips = [np.array([math.cos(angle), math.sin(angle)]) for angle in angles]
+    vectors = [{"w": length * tip} for length, tip in zip((1, 2, 3), tips, strict=True)]
+    assert_close(combine_onto_zeros("karcher", {}, vectors), {"w": 2 * tips[0]}, 1e-6)
+
+
 @pytest.mark.parametrize("donors", [2, 3])
 def test_karcher(donors: int) -> None:
     names = ("encoder.layers.0.fc2.bias", "encoder.pos_conv.0.weight_g", "layer_norm.weight")
@@ -125,6 +145,16 @@ def test_sce(density: float) -> None:
 def test_tsv_m(donors: int) -> None:
     vectors = draw_vectors(donors)
     assert_close(combine_onto_zeros("tsv_m", {}, vectors), references.tsv_m(vectors), 1e-8)
+
+
+def test_tsv_m_boosts_to_the_value_that_reaches_the_share_exactly() -> None:
+    """Half of the sums 6 and 9 is reached by 3 and by 8, the largest singular values."""
+    vectors = [{"w": np.diag([3.0, 2.0, 1.0, 0.0])}, {"w": np.diag([0.0, 0.0, 8.0, 1.0])}]
+    boosted = combine_onto_zeros("tsv_m", {"boost": 0.5}, vectors)
+    assert_close(boosted, {"w": np.diag([3.0, 3.0, 8.0, 8.0])})
+    # 0.55 of 6 is more than 3, so the weakest kept value 2 is reached.
+    higher = combine_onto_zeros("tsv_m", {"boost": 0.55}, vectors)
+    assert_close(higher, {"w": np.diag([3.0, 2.0, 8.0, 8.0])})
 
 
 def test_iso_c() -> None:
@@ -173,7 +203,7 @@ def test_regmean_gives_dead_inputs_the_mean() -> None:
     actual = combine_onto_zeros(
         "regmean", {}, vectors, statistics=[{"gram:w": gram}, {"gram:w": 3 * gram}]
     )["w"]
-    np.testing.assert_allclose(actual, [[(1 + 3 * 3) / 4, 6.0]], rtol=1e-5)
+    np.testing.assert_allclose(actual, [[(1 + 3 * 3) / 4, 6.0]], rtol=1e-6)
 
 
 def test_fisher_is_a_mean_weighed_by_information() -> None:
@@ -209,6 +239,15 @@ def test_fisher_is_a_mean_weighed_by_information() -> None:
                 weight * model[name] for weight, model in zip(UNEQUAL, vectors, strict=True)
             )
             np.testing.assert_allclose(actual[name], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_fisher_without_any_information_is_the_weighted_mean(balance: bool) -> None:
+    vectors = [{"w": np.array([1.0, 5.0])}, {"w": np.array([3.0, 1.0])}]
+    statistics = [{"fisher:w": torch.zeros(2, dtype=torch.float64)}] * 2
+    params = {"balance": balance, "weights": [1, 3]}
+    actual = combine_onto_zeros("fisher", params, vectors, statistics=statistics)
+    assert_close(actual, {"w": np.array([2.5, 2.0])})
 
 
 @pytest.mark.parametrize("method", ["fisher", "regmean"])

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from speechft_ray.core.counts import COUNTS_FILE, UtteranceCounts
 from speechft_ray.core.score import superb_score
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.store import Store
+from speechft_ray.report import comparison
 from speechft_ray.report.comparison import compare_with_controls, headline
 from speechft_ray.report.intervals import compute_intervals, estimate_difference, read_counts
 from speechft_ray.report.lines import add_intervals, group_rows
@@ -301,3 +303,31 @@ def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
     )
     assert "dev.score.low" not in table["pre-trained"]
     assert ".low" not in csv_table(group_rows(data.rows))  # nothing counted, nothing shown
+
+
+def test_seeds_that_both_lines_have_are_compared_and_the_scope_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In whatever order and number the lines have their seeds."""
+
+    def make_line(score: float, role: str, *seeds: int) -> Any:
+        tests = {str(seed): f"{role} {seed}" for seed in seeds}
+        return SimpleNamespace(tests=tests, score=score, role=role, count=len(seeds))
+
+    best, tuned = make_line(90.0, "merge", 0, 1, 2), make_line(80.0, "fine-tuned", 2, 1)
+    pair: Any = comparison._pair(best, tuned)
+    assert pair == (["merge 1", "merge 2"], ["fine-tuned 1", "fine-tuned 2"])
+    monkeypatch.setattr(comparison, "_count_probes", lambda encoders: 1)
+    result: Any = SimpleNamespace(interval=lambda judged: (1.0, 7.0), difference=4.0)
+    # Two of three seeds: the difference of these, not that of the lines
+    partial = comparison._compare(best, tuned, pair, result, 1)
+    assert (partial.difference, partial.seeds, partial.is_partial) == (4.0, 2, True)
+    assert partial.scope == ()  # each seed has a probe of its own
+    # The pre-trained encoder has one probe for all seeds
+    start = make_line(70.0, "pre-trained", 0)
+    with_start = comparison._compare(best, start, comparison._pair(best, start), result, 1)
+    assert (with_start.difference, with_start.is_partial) == (20.0, False)
+    assert with_start.scope == ("this probe",)
+    alone = make_line(90.0, "merge", 0)
+    one = comparison._compare(alone, alone, comparison._pair(alone, alone), result, 1)
+    assert one.scope == ("this encoder", "this probe")

@@ -12,6 +12,7 @@ from scipy.stats import norm
 from benchmarks.search_idle import SimulatedCluster
 from speechft_ray.core.counts import COUNTS_FILE, UtteranceCounts
 from speechft_ray.core.store import Store
+from speechft_ray.report.intervals import read_evaluation_counts
 from speechft_ray.report.optimism import estimate_optimism
 from speechft_ray.report.search_optimism import measure_optimism
 from speechft_ray.report.search_summary import SearchResults, search_sentences
@@ -83,14 +84,18 @@ def test_where_a_metric_has_no_counts_there_is_no_estimate() -> None:
     assert estimate_optimism([[[]], [[]]], {"sid.accuracy": 1.0}) is None
 
 
-def test_the_report_of_a_search_says_it_with_test_beside(tmp_path: Path) -> None:
-    plan, store = search_plan(trials=6, stop_early="none"), Store(tmp_path / "runs")
+@pytest.mark.parametrize("objective", ["score", "pr.per"])
+def test_the_report_of_a_search_says_it_with_test_beside(objective: str, tmp_path: Path) -> None:
+    """Of an error rate, the highest negative is selected, and the correction is added."""
+    plan = search_plan(trials=6, stop_early="none", objectives=[objective])
+    store = Store(tmp_path / "runs")
     trials = perform(plan, SimulatedCluster(store, 2, lambda job: 1.0, smooth))
     evaluator = evaluator_of(plan, store)
     assert measure_optimism(plan, trials, evaluator, store) is None  # units without counts
     source = np.random.default_rng(4)
     for trial in trials:
-        for task, metric in zip(plan.tasks, ("pr.per", "sid.accuracy"), strict=True):
+        for task in plan.tasks:
+            metric = {"pr": "pr.per", "sid": "sid.accuracy"}[task.task]
             (counts,) = make_counts(source.random((2, 60)) > 0.5, metric)
             key = plan.evaluation(trial.proposal, trial.number, task)
             text = json.dumps([counts.model_dump(mode="json")])
@@ -98,18 +103,32 @@ def test_the_report_of_a_search_says_it_with_test_beside(tmp_path: Path) -> None
     optimism = measure_optimism(plan, trials, evaluator, store)
     assert optimism is not None
     assert optimism.candidates == len({trial.key for trial in trials})
+    if objective == "pr.per":
+        (task,) = plan.tasks
+        keys = [
+            plan.evaluation(trial.proposal, trial.number, task)
+            for trial in trials
+            if trial.repeats is None
+        ]
+        sets = [[read_evaluation_counts(store, key, task.name)] for key in keys]
+        assert optimism == estimate_optimism(sets, {"pr.per": -1.0})
+        assert optimism != estimate_optimism(sets, {"pr.per": 1.0})
     results = SearchResults(
         plan=plan,
         evaluator=evaluator,
         trials=trials,
         chosen=evaluator.select_best(trials),
         optimism=optimism,
-        test={"score": 123.456},
+        test={objective: 123.456},
     )
     assert results.chosen[0].result is not None
-    corrected = results.chosen[0].result.values[0] - optimism.excess
-    assert search_sentences(results)[-1] == (
-        f"Selection on dev: the best of {optimism.candidates} merges is expected to look "
-        f"{optimism.excess:.2f} points better than it is (bootstrap over dev utterances); without "
-        f"that its dev score is {corrected:.2f}. On test it has 123.46."
-    )
+    value, excess = results.chosen[0].result.values[0], optimism.excess
+    sentence = search_sentences(results)[-1]
+    if objective == "score":
+        assert sentence == (
+            f"Selection on dev: the best of {optimism.candidates} merges is expected to look "
+            f"{excess:.2f} points better than it is (bootstrap over dev utterances); without "
+            f"that its dev score is {value - excess:.2f}. On test it has 123.46."
+        )
+    else:
+        assert f" is {value + excess:.2f}" in sentence and excess > 0.01

@@ -55,6 +55,13 @@ def test_the_interval_covers_the_true_peak() -> None:
     assert widths[1.0] < widths[20.0]
 
 
+def test_three_seeds_make_an_interval_of_95_percent() -> None:
+    """The third seed alone has its peak at 1: one of 27 resamples is three times this one, which
+    is more than the 2.5 % that are left out at either end."""
+    curves = np.asarray([[0.0, 0, 9, 0, 0], [0.0, 0, 9, 0, 0], [0.0, 0, 0, 0, 3]])
+    assert estimate_peak("a", ALPHAS, curves) == Peak("a", tuple(ALPHAS), 0.5, (0.5, 1.0), 3)
+
+
 def test_two_seeds_make_no_interval() -> None:
     assert estimate_peak("a", ALPHAS, np.eye(5)[:2]).interval is None
 

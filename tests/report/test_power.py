@@ -53,5 +53,10 @@ def test_seeds_fall_with_the_difference_and_with_larger_test_sets() -> None:
     needed = [find_seeds(difference, spread) for difference in (5.0, 10.0, 20.0)]
     assert needed[0] is None  # no number of seeds makes up for the few speakers
     assert needed[1] is not None and needed[2] is not None and needed[1] > needed[2]
+    # The lowest number with which 80 % of the sweeps see the difference
+    for difference, count in ((10.0, needed[1]), (20.0, needed[2])):
+        powers = [compute_power(difference, spread, seeds) for seeds in (count - 1, count)]
+        assert count == 2 or powers[0] < 0.8 <= powers[1]
+    assert needed[1] > 2
     with_more = find_seeds(10.0, spread, 4.0)
     assert with_more is not None and with_more < needed[1]

@@ -158,6 +158,20 @@ def test_time_left_counts_jobs_side_by_side(clock: Clock, log: Console) -> None:
     assert display.time_left() == "about 3 min 30 s left"
 
 
+def test_time_left_of_jobs_that_were_foreseen(clock: Clock, log: Console) -> None:
+    """Each by what is expected of it, times what the finished ones took of that: 20 of 10 s."""
+    expected = {"a": 10.0, "b": 20.0, "c": 30.0}
+    display = ProgressDisplay({"evaluate": 3}, {}, console=log, clock=clock, expected=expected)
+    display.on_job_start(job("a"))
+    clock.now += 20
+    display.on_job_end(end("a", 20.0))
+    assert display.time_left() == "about 1 min 40 s left"
+    display.on_job_start(job("b"))
+    display.on_progress({"b": at(0)})
+    clock.now += 10
+    assert display.time_left() == "about 1 min 30 s left"
+
+
 def test_time_left_of_one_last_job_is_its_own(clock: Clock, log: Console) -> None:
     display = ProgressDisplay({"evaluate": 5}, {}, console=log, clock=clock)
     for key in "abcde":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from benchmarks.uncertainty import Design, simulate
+from speechft_ray.report import uncertainty
 from speechft_ray.report.effects import count_degrees
 from speechft_ray.report.uncertainty import Part, estimate
 
@@ -91,3 +95,16 @@ def test_degrees_of_freedom_fall_where_few_speakers_have_most_of_the_test_set() 
     form = center.T @ np.diag(share**2 / (1 - share)) @ center
     assert count_degrees(share) == pytest.approx(np.trace(form) ** 2 / np.trace(form @ form))
     assert count_degrees(share) < 3
+
+
+def test_what_single_probes_of_single_seeds_add_by_hand() -> None:
+    """Two seeds with two probes, whose four values spread by +1 and -1 beside the effects of seeds
+    and of probes: one degree of freedom with the square sum 4, and the variance of a mean of 4."""
+    seeds, probes = np.array([[10.0], [30.0]]), np.array([[-2.0, 5.0]])
+    values = seeds + probes + np.array([[1.0, -1.0], [-1.0, 1.0]])
+    part: Any = SimpleNamespace(values=values, effects=np.zeros((2, 2, 7)))
+    assert uncertainty._interaction_variance(part) == pytest.approx(4 / 1 / 4)
+    # 3 seeds of 2 probes: the square sum 2 x (1 + 1), 2 degrees, a mean of 6
+    more = np.array([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]])
+    part = SimpleNamespace(values=more, effects=np.zeros((3, 2, 7)))
+    assert uncertainty._interaction_variance(part) == pytest.approx(4 / 2 / 6)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from speechft_ray.core.errors import SpecError, SweepError
 from speechft_ray.core.records import Job
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SearchSpec
+from speechft_ray.search import trials
 from speechft_ray.search.plan import SearchPlan, make_search_plan
 from speechft_ray.search.rungs import Rungs, count_lookahead, expect_trials, find_pause
-from speechft_ray.search.trials import Trial
+from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.sweep.inputs import Inputs
 from tests.search.search_fakes import (
     cluster,
@@ -374,3 +376,15 @@ class _Reached:
     def __init__(self, number: int) -> None:
         self.number, self.repeats, self.state, self.rung = number, None, "running", 0
         self.rung_values: list[float] = []
+
+
+@pytest.mark.parametrize(("objective", "value"), [("sid.accuracy", 85.0), ("pr.per", 15.0)])
+def test_a_screen_counts_as_an_error_where_less_is_better(objective: str, value: float) -> None:
+    search: Any = SimpleNamespace(screen=SimpleNamespace(by="abx"), objectives=[objective])
+    evaluator = TrialEvaluator(search=search, tasks=[], references={}, pretrained={})
+    assert evaluator.rung_value({"abx.one": 80.0, "abx.two": 90.0, "pr.per": 3.0}, 0) == value
+
+
+def test_a_constraint_that_is_kept_makes_up_for_no_other() -> None:
+    broken: Any = SimpleNamespace(result=SimpleNamespace(violations=[-5.0, 2.0, 1.0]))
+    assert trials._total_violation(broken) == 3.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.superb import facts as facts_module
 from speechft_ray.superb.evaluate import REPORTS, SharedCaches, evaluate
+from speechft_ray.superb.probe import TrainedProbe
 from speechft_ray.superb.tasks.base import TASKS
 from tests.superb.toy_models import COUNTS, STATE_COUNT, ToyEncoder, toy_corpus
 
@@ -307,3 +310,38 @@ def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
     assert set(facts["utterances"]) == {"train", "dev"}
     full = facts_of(task=task, updates=20, batch_size=8, seeds=2)
     assert read_scores(facts) == [score for score in read_scores(full) if score.split == "dev"]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "diverged", "best"),
+    [
+        ([70, 90, 80], "-d-", 2),  # what diverged is no choice, whatever its score
+        ([80, 90, 70], "-d-", 0),
+        ([90, 70, 80], "d--", 2),
+        ([70, 90, 80], "ddd", 1),  # unless nothing else is left
+        ([70, 80, 80], "---", 1),
+    ],
+)
+def test_a_rate_at_which_a_probe_diverged_is_selected_last(
+    accuracies: list[float], diverged: str, best: int
+) -> None:
+    """2 seeds of each rate; one that diverged is enough."""
+    metrics = [
+        {"sid.accuracy": accuracy + shift} for accuracy in accuracies for shift in (-1.0, 1.0)
+    ]
+    trained = [
+        SimpleNamespace(has_diverged=mark == "d" and seed == 1)
+        for mark in diverged
+        for seed in (0, 1)
+    ]
+    outcomes: Any = SimpleNamespace(dev=metrics, trained=trained)
+    assert facts_module._select_rate("sid.accuracy", outcomes, 2) == best
+
+
+@pytest.mark.parametrize(("skipped", "diverged"), [(0, False), (10, False), (11, True)])
+def test_a_probe_has_diverged_when_most_updates_changed_nothing(
+    skipped: int, diverged: bool
+) -> None:
+    values: Any = {"probe": None, "best_update": 20, "last_update": 20, "dev": {}}
+    trained = TrainedProbe(**values, dev_predictions=[], skipped=skipped)
+    assert trained.has_diverged == diverged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import FeatureOpener, SharedCaches, WeightedEncoder, evaluate
 from speechft_ray.superb.interpolation import FeatureSource
@@ -25,6 +27,7 @@ from speechft_ray.superb.screening import (
 )
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import TASKS, TaskData, list_utterances
+from tests.superb.test_abx import align
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 
@@ -42,20 +45,25 @@ def to_tensors(*arrays: np.ndarray) -> Any:
 
 def test_ridge_is_least_squares_with_penalty_rows() -> None:
     train, labels = make_classes(0, 60, 1.5)
-    dev, dev_labels = make_classes(1, 200, 1.5)
-    # The penalty as more observations: sqrt(penalty * n) times each weight should be 0.
-    scaled = (train - train.mean(0)) / train.std(0)
-    one_hot = np.eye(3)[labels]
-    more = np.sqrt(0.5 * len(train)) * np.eye(6)
-    weights, *_ = np.linalg.lstsq(
-        np.vstack([scaled, more]), np.vstack([one_hot - one_hot.mean(0), np.zeros((6, 3))])
-    )
-    guesses = ((dev - train.mean(0)) / train.std(0) @ weights + one_hot.mean(0)).argmax(1)
-    expected = 100 * np.mean(guesses == dev_labels)
-    inputs, targets, dev_inputs, dev_targets = to_tensors(train, labels, dev, dev_labels)
-    result = score_ridge(inputs, targets, dev_inputs, dev_targets, penalty=0.5)
-    assert result == pytest.approx(expected)
-    assert 40 < expected < 100
+    dev, dev_labels = make_classes(1, 2000, 1.5)
+    mixing = np.ones((6, 6)) + np.diag([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])  # nearly one direction
+    train, dev = train @ mixing, dev @ mixing
+    scaled, one_hot = (train - train.mean(0)) / train.std(0), np.eye(3)[labels]
+
+    def solve(penalty: float) -> float:
+        """The penalty as more observations: sqrt(penalty * n) times each weight should be 0."""
+        more = np.sqrt(penalty * len(train)) * np.eye(6)
+        weights, *_ = np.linalg.lstsq(
+            np.vstack([scaled, more]), np.vstack([one_hot - one_hot.mean(0), np.zeros((6, 3))])
+        )
+        guesses = ((dev - train.mean(0)) / train.std(0) @ weights + one_hot.mean(0)).argmax(1)
+        return float(100 * np.mean(guesses == dev_labels))
+
+    inputs = to_tensors(train, labels, dev, dev_labels)
+    assert score_ridge(*inputs, 0.5) == pytest.approx(solve(0.5))
+    assert score_ridge(*inputs) == pytest.approx(solve(0.01))
+    assert len({solve(penalty) for penalty in (0.01, 0.1, 0.5)}) == 3
+    assert 40 < solve(0.5) < 100
 
 
 def test_nearest_means_are_those_of_a_loop() -> None:
@@ -84,14 +92,22 @@ def test_cka_is_that_of_centred_gram_matrices() -> None:
     assert compute_cka(*to_tensors(first, 7 * first @ rotation)) == pytest.approx(1.0)
 
 
-def open_toy(task: str) -> tuple[TaskData, FeatureSource]:
+class DeafEncoder(ToyEncoder):
+    """Its last layer hears nothing."""
+
+    def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
+        (*states, last), frames = super().hidden_states(waves)
+        return HiddenStates((*states, torch.ones_like(last)), frames)
+
+
+def open_toy(task: str, kind: type[ToyEncoder] = ToyEncoder) -> tuple[TaskData, FeatureSource]:
     spec = EvalSpec(corpus=CorpusSpec(), task=task, updates=1)
     data = build_task_data(TASKS.get(task), spec, toy_corpus())
     assert isinstance(data, TaskData)
     utterances = {split: list_utterances(data.examples[split]) for split in ("train", "dev")}
     opener = FeatureOpener(spec, data.corpus, torch.device("cpu"), data.pooled_head is not None,
                       utterances, None)  # fmt: skip
-    return data, opener.open([WeightedEncoder(1.0, ToyEncoder(), None)])
+    return data, opener.open([WeightedEncoder(1.0, kind(), None)])
 
 
 def test_tones_are_told_apart_without_training() -> None:
@@ -99,6 +115,18 @@ def test_tones_are_told_apart_without_training() -> None:
     result = screen(data, source, source)
     assert result.ridge == result.nearest_mean == 100.0
     assert result.cka == pytest.approx(1.0)
+
+
+def test_the_best_layer_is_what_counts() -> None:
+    """The last one alone has a quarter right, and half of the triples of phones."""
+    data, source = open_toy("sid", DeafEncoder)
+    result = screen(data, source)
+    assert result.ridge == result.nearest_mean == 100.0
+    spec = EvalSpec(corpus=CorpusSpec(), task="pr", updates=1)
+    facts: Any = screen_encoder(
+        spec, DeafEncoder(), [align(toy_corpus())], torch.device("cpu"), ignore
+    )
+    assert 80 < facts["screen"]["abx"] <= 100
 
 
 def test_the_screen_of_a_job_keeps_its_features_for_the_evaluation(tmp_path: Path) -> None:

@@ -178,6 +178,9 @@ def test_frames_are_labelled_by_the_nearest_and_long_turns_are_lost_between_chun
     )  # 161 samples after the frame: the next is nearer
     second = sd.label_frames(TURNS, 2000, 4000, clean=False)
     assert not second[:, 0].any() and second[:500, 1].all()
+    # A turn that ends with the chunk is in it.
+    ending = sd.label_frames((*TURNS[1:2], Turn("a", 1500 * 320, 4000 * 320)), 2000, 4000, False)
+    assert ending[:, 0].all()
     whole = sd.label_frames(TURNS, 2000, 4000, clean=True)
     assert whole[:, 0].all() and (whole[:, 1] == second[:, 1]).all()
 
@@ -241,6 +244,11 @@ def test_decoding_takes_stretches_above_the_threshold_and_a_median_fills_gaps() 
     assert sd.decode(logits, (0.6, 1)) == [Turn("0", 1600, 5440), Turn("0", 6080, 9600)]
     assert sd.decode(logits, (0.6, 11)) == [Turn("0", 1600, 9600)]
     assert sd.decode(logits, (0.7, 1)) == []
+    # Before the first frame nobody speaks: 6 of the 11 frames around it are needed, 5 are too few.
+    for frames, turns in ((5, []), (6, [Turn("1", 0, 6 * 320)])):
+        beginning = np.full((40, 2), -3.0)
+        beginning[:frames, 1] = 3.0
+        assert sd.decode(beginning, (0.5, 11)) == turns
 
 
 def test_the_published_protocol_selects_the_decoding_on_test_and_the_clean_one_on_dev() -> None:
