@@ -60,7 +60,8 @@ def test_ridge_is_least_squares_with_penalty_rows() -> None:
         return float(100 * np.mean(guesses == dev_labels))
 
     inputs = to_tensors(train, labels, dev, dev_labels)
-    assert score_ridge(*inputs, penalty=0.5) == pytest.approx(solve(0.5))
+    strict = score_ridge(inputs[0], inputs[1], inputs[2], inputs[3], penalty=0.5)
+    assert strict == pytest.approx(solve(0.5))
     assert score_ridge(*inputs) == pytest.approx(solve(0.01))
     assert len({solve(penalty) for penalty in (0.01, 0.1, 0.5)}) == 3
     assert 40 < solve(0.5) < 100
