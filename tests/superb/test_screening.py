@@ -59,10 +59,10 @@ def test_ridge_is_least_squares_with_penalty_rows() -> None:
         guesses = ((dev - train.mean(0)) / train.std(0) @ weights + one_hot.mean(0)).argmax(1)
         return float(100 * np.mean(guesses == dev_labels))
 
-    inputs = to_tensors(train, labels, dev, dev_labels)
-    strict = score_ridge(inputs[0], inputs[1], inputs[2], inputs[3], penalty=0.5)
-    assert strict == pytest.approx(solve(0.5))
-    assert score_ridge(*inputs) == pytest.approx(solve(0.01))
+    inputs, targets, dev_inputs, dev_targets = to_tensors(train, labels, dev, dev_labels)
+    result = score_ridge(inputs, targets, dev_inputs, dev_targets, penalty=0.5)
+    assert result == pytest.approx(solve(0.5))
+    assert score_ridge(inputs, targets, dev_inputs, dev_targets) == pytest.approx(solve(0.01))
     assert len({solve(penalty) for penalty in (0.01, 0.1, 0.5)}) == 3
     assert 40 < solve(0.5) < 100
 
